@@ -1,0 +1,73 @@
+"""shmexec: a process pool for NumPy work.
+
+The public names are imported on first use: workers import this package too, and must
+not pay for the parent's side of it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Executor": "shmexec.executor",
+    "Future": "shmexec.runtime.futures",
+    "ForkPerCallExecutor": "shmexec.forkpercall",
+    "Stats": "shmexec.stats",
+    "WorkerStats": "shmexec.stats",
+}
+
+__all__ = [
+    "CallStopped",
+    "CallTimeout",
+    "Executor",
+    "ForkPerCallExecutor",
+    "Future",
+    "MemoryWarning",
+    "PoolBroken",
+    "PoolClosed",
+    "RemoteError",
+    "RemoteTraceback",
+    "SerializationError",
+    "SharedMemoryFull",
+    "ShmexecError",
+    "Stats",
+    "WorkerDied",
+    "WorkerStats",
+    "__version__",
+]
+
+if TYPE_CHECKING:
+    from shmexec.errors import (
+        CallStopped,
+        CallTimeout,
+        MemoryWarning,
+        PoolBroken,
+        PoolClosed,
+        RemoteError,
+        RemoteTraceback,
+        SerializationError,
+        SharedMemoryFull,
+        ShmexecError,
+        WorkerDied,
+    )
+    from shmexec.executor import Executor
+    from shmexec.forkpercall import ForkPerCallExecutor
+    from shmexec.runtime.futures import Future
+    from shmexec.stats import Stats, WorkerStats
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name, "shmexec.errors")
+    if name not in __all__:
+        msg = f"module 'shmexec' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

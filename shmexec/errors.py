@@ -1,0 +1,189 @@
+"""Everything shmexec raises, in one tree, by who is to blame.
+
+::
+
+    ShmexecError
+    ├── RemoteError            the call's own exception, which could not be pickled
+    ├── SerializationError     an argument or a result cannot be pickled (PicklingError)
+    ├── WorkerDied             the process ended in mid-call (BrokenProcessPool)
+    ├── CallTimeout            ``timeout=`` passed (TimeoutError)
+    ├── CallStopped            stopped by ``future.cancel(running=True)``
+    ├── PoolBroken             no worker can be started any more (BrokenProcessPool)
+    ├── SharedMemoryFull       over the budget and not allowed to wait (MemoryError)
+    └── PoolClosed             used after shutdown, or in a forked child (RuntimeError)
+
+An exception that user code raised in a worker arrives as itself, with
+:class:`RemoteTraceback` as its cause. Each error says what happened, to which call, and
+what to do next, in that order.
+"""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import ClassVar
+
+__all__ = [
+    "CallStopped",
+    "CallTimeout",
+    "MemoryWarning",
+    "PoolBroken",
+    "PoolClosed",
+    "RemoteError",
+    "RemoteTraceback",
+    "SerializationError",
+    "SharedMemoryFull",
+    "ShmexecError",
+    "WorkerDied",
+]
+
+
+class ShmexecError(Exception):
+    """Base of all errors that shmexec itself raises."""
+
+    _keywords: ClassVar[tuple[str, ...]] = ()
+    """What the constructor takes beside the message; kept as attributes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with what the constructor takes, and with notes."""
+        keywords = {name: self.__dict__[name] for name in self._keywords}
+        return partial(type(self), **keywords), self.args, self.__dict__
+
+
+class RemoteTraceback(Exception):
+    """Carries a worker's traceback as text; the cause of the call's own exception."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+class RemoteError(ShmexecError):
+    """The call raised an exception that cannot be pickled, or not be rebuilt here.
+
+    Attributes:
+        type_name: Qualified name of the exception's type.
+        message: Its ``str()``.
+        traceback_text: The worker's formatted traceback.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with what the constructor takes, and with notes."""
+        args = (self.type_name, self.message, self.traceback_text)
+        return type(self), args, self.__dict__
+
+    def __init__(self, type_name: str, message: str, traceback_text: str) -> None:
+        super().__init__(f"{type_name}: {message}")
+        self.type_name = type_name
+        self.message = message
+        self.traceback_text = traceback_text
+
+
+class SerializationError(ShmexecError, pickle.PicklingError):
+    """An argument, a function or a result cannot be pickled.
+
+    Attributes:
+        path: Where the culprit is, such as ``args[1]['model'].lock``.
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("path",)
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class WorkerDied(ShmexecError, BrokenProcessPool):
+    """The worker process ended while it ran this call. Other calls are not affected.
+
+    Attributes:
+        pid: Process id of the worker.
+        exitcode: As ``multiprocessing.Process.exitcode``: negative for a signal,
+            ``None`` if unknown.
+        memory: Private memory in bytes when last sampled, ``None`` if never.
+        fault_text: What faulthandler wrote before the end, often empty.
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("pid", "exitcode", "memory", "fault_text")
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pid: int | None = None,
+        exitcode: int | None = None,
+        memory: int | None = None,
+        fault_text: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.exitcode = exitcode
+        self.memory = memory
+        self.fault_text = fault_text
+
+
+class CallTimeout(ShmexecError, TimeoutError):
+    """The call ran longer than ``timeout=`` allows; its worker was stopped.
+
+    Attributes:
+        seconds: The limit that passed.
+        stack: The worker's Python stacks at that moment, as faulthandler prints them.
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("seconds", "stack")
+
+    def __init__(self, message: str, *, seconds: float, stack: str = "") -> None:
+        super().__init__(message)
+        self.seconds = seconds
+        self.stack = stack
+
+
+class CallStopped(ShmexecError, CancelledError):
+    """A running call was stopped by ``future.cancel(running=True)``."""
+
+
+class PoolBroken(ShmexecError, BrokenProcessPool):
+    """No worker can be started any more.
+
+    Attributes:
+        reasons: Why each of the last workers failed to start, oldest first.
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("reasons",)
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
+class SharedMemoryFull(ShmexecError, MemoryError):
+    """The shared-memory budget is used up and waiting for room was not possible.
+
+    Attributes:
+        needed: Bytes asked for.
+        used: Bytes in use now.
+        free: Bytes of the budget that are free.
+        budget: The limit in bytes (``max_shared_memory``).
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("needed", "used", "budget")
+
+    def __init__(self, message: str, *, needed: int, used: int, budget: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.used = used
+        self.free = max(0, budget - used)
+        self.budget = budget
+
+
+class PoolClosed(ShmexecError, RuntimeError):
+    """The executor was shut down, or belongs to another process."""
+
+
+class MemoryWarning(UserWarning):
+    """A pool may need more memory than the machine, or its cgroup, has left."""

@@ -1,0 +1,273 @@
+"""Settings: validated once, frozen, and the only place that reads the environment.
+
+Environment variables: ``SHMEXEC_WORKERS`` (default number of workers) and
+``SHMEXEC_SEGMENT`` (``memfd`` or ``posix``: the kind of shared memory and, with it, the
+portable or the Linux transport).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, SupportsIndex, cast
+
+DEFAULT_WORKERS_AT_MOST = 8
+WORKERS_AT_MOST = 4096
+INLINE_LIMIT = 32 * 1024
+"""Arrays and pickles of at least this many bytes travel through blocks."""
+
+StartMethod = Literal["fork", "forkserver", "spawn"]
+
+
+def cpu_count() -> int:
+    """CPUs this process may use: affinity and cgroup quota, at least 1."""
+    try:
+        usable = len(os.sched_getaffinity(0))
+    except AttributeError:
+        usable = os.cpu_count() or 1
+    quota = _cgroup_cpus()
+    return max(1, min(usable, quota) if quota else usable)
+
+
+def _cgroup_cpus() -> int | None:
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            limit, period = file.read().split()
+    except (OSError, ValueError):
+        limit, period = _cgroup_v1_cpus()
+    if limit in {"max", "-1"}:
+        return None
+    return max(1, -(-int(limit) // int(period)))
+
+
+def _cgroup_v1_cpus() -> tuple[str, str]:
+    folder = "/sys/fs/cgroup/cpu/"
+    try:
+        with (
+            open(folder + "cpu.cfs_quota_us") as quota,
+            open(folder + "cpu.cfs_period_us") as period,
+        ):
+            return quota.read().strip(), period.read().strip()
+    except OSError:
+        return "max", "1"
+
+
+def segment_kind() -> Literal["memfd", "posix"]:
+    """The kind of shared memory to use, by platform or ``SHMEXEC_SEGMENT``."""
+    chosen = os.environ.get("SHMEXEC_SEGMENT", "")
+    if chosen not in {"", "memfd", "posix"}:
+        msg = f"SHMEXEC_SEGMENT must be 'memfd' or 'posix', not {chosen!r}"
+        raise ValueError(msg)
+    if chosen == "memfd" and not hasattr(os, "memfd_create"):
+        msg = "SHMEXEC_SEGMENT=memfd, but this system has no memfd_create"
+        raise ValueError(msg)
+    if chosen:
+        return cast("Literal['memfd', 'posix']", chosen)
+    return "memfd" if hasattr(os, "memfd_create") else "posix"
+
+
+def positive_int(name: str, value: object, at_most: int | None = None) -> int:
+    """Check a count: ``TypeError`` if it is no integer, ``ValueError`` by its size."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        msg = f"{name} must be an integer, not {value!r}"
+        raise TypeError(msg)
+    number = int(cast("SupportsIndex", value).__index__())
+    if number <= 0:
+        msg = f"{name} must be greater than 0, not {number}"
+        raise ValueError(msg)
+    if at_most is not None and number > at_most:
+        msg = f"{name} must be at most {at_most}, not {number}"
+        raise ValueError(msg)
+    return number
+
+
+def non_negative_int(name: str, value: object) -> int:
+    """Check a count that may be zero."""
+    return 0 if type(value) is int and value == 0 else positive_int(name, value)
+
+
+def seconds_or_none(name: str, value: object) -> float | None:
+    """Check a duration in seconds: a positive, finite number or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{name} must be a number of seconds or None, not {value!r}"
+        raise TypeError(msg)
+    if not 0 < value < float("inf"):
+        msg = f"{name} must be greater than 0 and finite, not {value!r}"
+        raise ValueError(msg)
+    return float(value)
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def byte_count(name: str, value: object) -> int | None:
+    """Check an amount of memory: an int of bytes, or a text such as ``"2GB"``."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return positive_int(name, value)
+    text = value.strip().upper()
+    digits = text.rstrip("KMGTIB ")
+    factor = _UNITS.get(text[len(digits) :].strip())
+    try:
+        if factor is None:
+            raise ValueError
+        return positive_int(name, int(float(digits) * factor))
+    except (ValueError, OverflowError):
+        msg = f"{name} must be bytes or a text such as '2GB', not {value!r}"
+        raise ValueError(msg) from None
+
+
+def default_workers() -> int:
+    """Workers of a pool that was not told: ``SHMEXEC_WORKERS``, else usable CPUs."""
+    text = os.environ.get("SHMEXEC_WORKERS")
+    if text is None:
+        return min(DEFAULT_WORKERS_AT_MOST, cpu_count())
+    try:
+        return positive_int("SHMEXEC_WORKERS", int(text), WORKERS_AT_MOST)
+    except ValueError:
+        msg = (
+            "SHMEXEC_WORKERS must be an integer from 1 to "
+            f"{WORKERS_AT_MOST}, not {text!r}"
+        )
+        raise ValueError(msg) from None
+
+
+def start_method(mp_context: object) -> StartMethod:
+    """The start method that a context, a name or None asks for."""
+    offered = multiprocessing.get_all_start_methods()
+    if mp_context is None:
+        return "forkserver" if sys.platform == "linux" else "spawn"
+    if isinstance(mp_context, str):
+        chosen = mp_context
+    elif hasattr(mp_context, "get_start_method"):
+        chosen = mp_context.get_start_method()
+    else:
+        msg = (
+            "mp_context must be a multiprocessing context or the name of a start "
+            f"method, not {mp_context!r}"
+        )
+        raise TypeError(msg)
+    if chosen not in offered:
+        msg = f"unknown start method {chosen!r}; this system has {', '.join(offered)}"
+        raise ValueError(msg)
+    return cast("StartMethod", chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What one call may differ in from its pool."""
+
+    timeout: float | None = None
+    retries: int = 0
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "timeout", seconds_or_none("timeout", self.timeout))
+        object.__setattr__(self, "retries", non_negative_int("retries", self.retries))
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            msg = f"priority must be an integer, not {self.priority!r}"
+            raise TypeError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """All settings of a pool, as :class:`shmexec.Executor` takes them."""
+
+    max_workers: int
+    start_method: StartMethod
+    segment: Literal["memfd", "posix"]
+    name: str
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    max_tasks_per_child: int | None = None
+    call: CallOptions = field(default_factory=CallOptions)
+    max_restarts: int = 3
+    max_shared_memory: int | None = None
+    idle_timeout: float | None = None
+    threads_per_worker: int = 1
+    worker_env: Mapping[str, str] = field(default_factory=dict)
+    in_process: bool = False
+
+    @classmethod
+    def check(
+        cls,
+        *,
+        max_workers: object,
+        mp_context: object,
+        initializer: object,
+        initargs: object,
+        max_tasks_per_child: object,
+        timeout: object,
+        retries: object,
+        max_restarts: object,
+        max_shared_memory: object,
+        idle_timeout: object,
+        threads_per_worker: object,
+        worker_env: object,
+        in_process: bool,
+        name: str | None,
+    ) -> Options:
+        """Validate what the constructor was given; raises TypeError or ValueError."""
+        if initializer is not None and not callable(initializer):
+            msg = f"initializer must be callable, not {initializer!r}"
+            raise TypeError(msg)
+        workers = (
+            default_workers()
+            if max_workers is None
+            else positive_int("max_workers", max_workers, WORKERS_AT_MOST)
+        )
+        threads = (
+            max(1, cpu_count() // workers)
+            if threads_per_worker is None
+            else positive_int("threads_per_worker", threads_per_worker)
+        )
+        tasks = (
+            None
+            if max_tasks_per_child is None
+            else positive_int("max_tasks_per_child", max_tasks_per_child)
+        )
+        return cls(
+            max_workers=workers,
+            start_method=start_method(mp_context),
+            segment=segment_kind(),
+            name=_name(name),
+            initializer=cast("Callable[..., object] | None", initializer),
+            initargs=tuple(cast("tuple[Any, ...]", initargs)),
+            max_tasks_per_child=tasks,
+            call=CallOptions(cast("Any", timeout), cast("Any", retries)),
+            max_restarts=non_negative_int("max_restarts", max_restarts),
+            max_shared_memory=byte_count("max_shared_memory", max_shared_memory),
+            idle_timeout=seconds_or_none("idle_timeout", idle_timeout),
+            threads_per_worker=threads,
+            worker_env=_environment(worker_env),
+            in_process=bool(in_process),
+        )
+
+
+def _name(name: object) -> str:
+    if name is None:
+        return "shmexec"
+    if not isinstance(name, str) or not name:
+        msg = f"name must be a non-empty text, not {name!r}"
+        raise TypeError(msg)
+    return name
+
+
+def _environment(worker_env: object) -> dict[str, str]:
+    if worker_env is None:
+        return {}
+    if not isinstance(worker_env, Mapping):
+        msg = f"worker_env must be a mapping of texts, not {worker_env!r}"
+        raise TypeError(msg)
+    for key, value in worker_env.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            msg = f"worker_env must map texts to texts, not {key!r} to {value!r}"
+            raise TypeError(msg)
+    return dict(worker_env)

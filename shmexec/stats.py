@@ -1,0 +1,50 @@
+"""Figures about a pool, as frozen records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """One worker at one moment."""
+
+    pid: int | None
+    """Process id, None until it is known."""
+    state: str
+    """``starting``, ``idle``, ``busy`` or ``draining``."""
+    calls: int
+    """Calls it has finished."""
+    private_bytes: int | None
+    """``rss - shared`` as psutil sees it now, None if it cannot be read."""
+    arena_bytes: int
+    """Bytes of results in its arena that the parent still holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A pool at one moment; made by :meth:`shmexec.Executor.stats`."""
+
+    name: str
+    max_workers: int
+    workers: tuple[WorkerStats, ...]
+    submitted: int
+    pending: int
+    running: int
+    done: int
+    failed: int
+    cancelled: int
+    worker_deaths: int
+    """Workers that ended without being asked to."""
+    bytes_copied_in: int
+    """Bytes of arguments copied into shared memory by this process."""
+    bytes_copied_out: int
+    """Bytes of results that workers copied into shared memory."""
+    bytes_by_reference: int
+    """Bytes of arguments that were passed by reference, not copied."""
+    shared_memory_used: int
+    """Bytes of the budget in use: live blocks here, and the workers' quotas."""
+    shared_memory_budget: int
+    """The limit in bytes for this pool."""
+    native: bool
+    """Whether the native allocator is in use (this version has none)."""
