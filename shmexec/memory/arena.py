@@ -1,0 +1,55 @@
+"""The owner's side of a segment: blocks with pages behind them.
+
+Not thread-safe: who shares an arena between threads holds a lock around everything but
+:meth:`Arena.back` and the copying itself, which touch only what they were given.
+"""
+
+from __future__ import annotations
+
+from shmexec.memory.allocator import BlockAllocator
+from shmexec.memory.segment import Segment
+
+RETAIN = 16 << 20
+"""Bytes of idle pages that an arena keeps when it is trimmed."""
+
+
+class Arena:
+    """A segment and the allocator of its blocks.
+
+    Attributes:
+        id: Number of the arena, unique among those of one parent process.
+    """
+
+    def __init__(self, arena_id: int, segment: Segment) -> None:
+        self.id = arena_id
+        self.segment = segment
+        self.blocks = BlockAllocator(segment.size)
+
+    def reserve(self, nbytes: int) -> tuple[int, list[tuple[int, int]]] | None:
+        """A block and the runs of it that :meth:`back` must commit; None if full."""
+        offset = self.blocks.allocate(nbytes)
+        if offset is None:
+            return None
+        return offset, self.blocks.fresh_runs(offset, nbytes)
+
+    def back(self, fresh: list[tuple[int, int]]) -> None:
+        """Commit the fresh runs of a reserved block; MemoryError if there is none.
+
+        They are to be marked afterwards, not before: a neighbour that is reserved
+        meanwhile then commits a chunk that both share twice, but never not at all.
+        """
+        for start, length in fresh:
+            self.segment.commit(start, length)
+
+    def free(self, offset: int) -> int:
+        """Recycle a block; returns its size in bytes."""
+        return self.blocks.free(offset)
+
+    def trim(self, keep: int = RETAIN) -> int:
+        """Punch idle pages beyond ``keep`` bytes; returns how many bytes went."""
+        gone = 0
+        for start, length in self.blocks.idle_runs(keep):
+            self.segment.punch(start, length)
+            self.blocks.mark_punched(start, length)
+            gone += length
+        return gone

@@ -1,0 +1,364 @@
+"""The parent's side of shared memory: its arena, those of its workers, and the ledger.
+
+One :class:`Host` per process, shared by all its executors. Its lock guards the arena,
+the ledger, the budget and the tables below; it is held for bookkeeping only, never
+while bytes are copied, and nothing else is locked inside it. Whoever holds a pool's
+lock may take it; never the other way round.
+
+A block is freed by its owner when its last lease ends. Leases of the parent's own views
+end through :attr:`Host.returns`, which finalizers fill and :meth:`Host.settle` empties.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from select import select
+from typing import NamedTuple
+
+import numpy as np
+
+from shmexec.errors import SharedMemoryFull
+from shmexec.memory.allocator import ALIGNMENT, CHUNK
+from shmexec.memory.arena import Arena
+from shmexec.memory.budget import Budget
+from shmexec.memory.leases import BlockKey, Ledger
+from shmexec.memory.segment import Kind, Segment
+from shmexec.memory.views import Returns, lend
+
+HOST = "host"
+
+
+class Block(NamedTuple):
+    """A block of the parent's arena with the lease that keeps it for its maker."""
+
+    key: BlockKey
+    lease: int
+    nbytes: int
+
+
+@dataclass(slots=True)
+class WorkerArena:
+    """What the parent knows of one worker's arena."""
+
+    id: int
+    segment: Segment
+    account: Hashable
+    quota: int = 0
+    live: dict[int, int] = field(default_factory=dict)
+    frees: deque[int] = field(default_factory=deque)
+    alive: bool = True
+
+    @property
+    def slack(self) -> int:
+        """Bytes of quota that hold no result the parent knows of."""
+        return self.quota - sum(self.live.values())
+
+
+@dataclass(slots=True)
+class _Pin:
+    """Leases kept for the children of one fork, until their pipe closes."""
+
+    holder: Hashable
+    pipe: int
+
+
+class Host:
+    """All shared memory of this process."""
+
+    def __init__(self, kind: Kind, arena_bytes: int, budget: int) -> None:
+        self.kind = kind
+        self.lock = threading.Lock()
+        # Who waits for room is woken by whatever discharges the budget.
+        self.room = threading.Condition(self.lock)
+        self.returns = Returns()
+        self.ledger = Ledger()
+        self.budget = Budget(budget)
+        self.forked = False
+        self._pokes: tuple[Callable[[], object], ...] = ()
+        self.returns.poke = self._poke
+        self._ids = itertools.count(1)
+        self.arena = Arena(next(self._ids), Segment.create(kind, arena_bytes))
+        self._account_of: dict[int, Hashable] = {}
+        self._workers: dict[int, WorkerArena] = {}
+        self._pins: list[_Pin] = []
+        self._fork_pipe: tuple[int, int] | None = None
+
+    # -- blocks of this process ------------------------------------------------------
+
+    def allocate(self, account: Hashable, nbytes: int, holder: Hashable) -> Block:
+        """A block of the parent's arena, committed, leased to ``holder``.
+
+        Raises:
+            SharedMemoryFull: If the account or the machine has no room for it now.
+        """
+        size = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        with self.lock:
+            self._settle()
+            if not self.budget.charge(account, size):
+                raise self._full(account, nbytes)
+            reserved = self.arena.reserve(size)
+            if reserved is None:
+                self.budget.discharge(account, size)
+                raise self._full(account, nbytes, "the arena is too fragmented")
+            offset, fresh = reserved
+            if fresh and self.arena.blocks.committed > self.budget.limit():
+                self.arena.trim(keep=0)
+            self._account_of[offset] = account
+            key = (self.arena.id, offset)
+            lease = self.ledger.lease(key, holder)
+        try:
+            self.arena.back(fresh)
+        except MemoryError as error:
+            self.release([lease])
+            raise self._full(account, nbytes, str(error)) from error
+        if fresh:
+            with self.lock:
+                self.arena.blocks.mark_committed(offset, size)
+        return Block(key, lease, nbytes)
+
+    def bytes_of(self, block: Block) -> np.ndarray:
+        """The bytes of a block of this process, writable, for as long as it is leased.
+
+        The array keeps the mapping alive but not the block.
+        """
+        return self.arena.segment.part(block.key[1], block.nbytes)
+
+    def view(self, block: Block, *, readonly: bool = False) -> np.ndarray:
+        """The bytes of a block; its lease ends when the last view of them dies."""
+        return lend(
+            self.arena.segment,
+            block.key[1],
+            block.nbytes,
+            block.lease,
+            self.returns,
+            readonly=readonly,
+        )
+
+    def _full(self, account: Hashable, needed: int, why: str = "") -> SharedMemoryFull:
+        limit = self.budget.limit(account)
+        total = min(limit, self.budget.limit())
+        used = total - min(total, self.budget.free(account))
+        held = self.ledger.held_by(HOST)
+        hint = f"; {len(held)} result arrays are still alive" if held else ""
+        reason = f" ({why})" if why else ""
+        msg = (
+            f"no room for {needed} bytes of shared memory: {used} of {total} bytes are "
+            f"in use{hint}{reason}. Drop results, or raise max_shared_memory="
+        )
+        return SharedMemoryFull(msg, needed=needed, used=used, budget=total)
+
+    def add_poke(self, poke: Callable[[], object]) -> None:
+        """Have this called by finalizers of views, in addition to others."""
+        with self.lock:
+            self._pokes = (*self._pokes, poke)
+
+    def remove_poke(self, poke: Callable[[], object]) -> None:
+        """Have it called no more."""
+        with self.lock:
+            self._pokes = tuple(each for each in self._pokes if each != poke)
+
+    def _poke(self) -> None:
+        for poke in self._pokes:
+            poke()
+
+    # -- leases ------------------------------------------------------------------------
+
+    def lease(self, key: BlockKey, holder: Hashable) -> int:
+        """One lease more on a block that has one already. The caller holds the lock."""
+        return self.ledger.lease(key, holder)
+
+    def release(self, leases: list[int]) -> None:
+        """End leases; frees the blocks that have none left."""
+        with self.lock:
+            self._release(leases)
+
+    def release_of(self, holder: Hashable, leases: tuple[int, ...]) -> None:
+        """End leases that a worker says it has; those of others are left alone."""
+        with self.lock:
+            held = set(self.ledger.held_by(holder))
+            self._release([lease for lease in leases if lease in held])
+
+    def _release(self, leases: list[int]) -> None:
+        for lease in leases:
+            key = self.ledger.release(lease)
+            if key is not None:
+                self._free(key)
+
+    def settle(self) -> None:
+        """End the leases whose views have died."""
+        with self.lock:
+            self._settle()
+
+    def _settle(self) -> None:
+        ended = self.returns.ended
+        while ended:
+            self._release([ended.popleft()])
+        if self._pins:
+            self._unpin()
+
+    def _free(self, key: BlockKey) -> None:
+        arena, offset = key
+        if arena == self.arena.id:
+            self._free_own(offset)
+            return
+        worker = self._workers[arena]
+        nbytes = worker.live.pop(offset)
+        if worker.alive:
+            worker.frees.append(offset)
+        else:
+            _punch_inner(worker.segment, offset, nbytes)
+            self.budget.discharge(worker.account, nbytes)
+            self.room.notify_all()
+            if not worker.live:
+                del self._workers[arena]
+                worker.segment.close()
+
+    def _free_own(self, offset: int) -> None:
+        self.budget.discharge(self._account_of.pop(offset), self.arena.free(offset))
+        self.room.notify_all()
+
+    def keep(self, block: Block) -> np.ndarray:
+        """Take a block over from its maker as an array of this program's own."""
+        with self.lock:
+            self.ledger.move(block.lease, HOST)
+        return self.view(block)
+
+    # -- arenas of workers -------------------------------------------------------------
+
+    def new_worker_arena(self, account: Hashable) -> WorkerArena:
+        """Make the segment that a worker will own; the parent makes, the worker uses.
+
+        So its descriptor never has to travel back, and the parent inherits the memory
+        of a dead worker without being told.
+        """
+        segment = Segment.create(self.kind, self.budget.limit(account))
+        with self.lock:
+            worker = WorkerArena(next(self._ids), segment, account)
+            self._workers[worker.id] = worker
+        return worker
+
+    def grant(self, worker: WorkerArena, nbytes: int) -> bool:
+        """Raise a worker's quota; False if there is no room for it now."""
+        with self.lock:
+            self._settle()
+            if not self.budget.charge(worker.account, nbytes):
+                return False
+            worker.quota += nbytes
+            return True
+
+    def returned(self, worker: WorkerArena, nbytes: int) -> None:
+        """A worker gave quota back, after punching it out."""
+        with self.lock:
+            nbytes = min(nbytes, worker.quota)
+            worker.quota -= nbytes
+            self.budget.discharge(worker.account, nbytes)
+            self.room.notify_all()
+
+    def accept(self, worker: WorkerArena, offset: int, nbytes: int) -> int:
+        """Take a result block over from a worker; returns the parent's lease on it.
+
+        Raises:
+            ValueError: If the range is not inside the worker's arena, or already taken.
+        """
+        if offset < 0 or nbytes <= 0 or offset + nbytes > worker.segment.size:
+            msg = f"worker sent a block [{offset}, +{nbytes}) outside of its arena"
+            raise ValueError(msg)
+        with self.lock:
+            if offset in worker.live:
+                msg = f"worker sent the block at {offset} twice"
+                raise ValueError(msg)
+            worker.live[offset] = -(-nbytes // ALIGNMENT) * ALIGNMENT
+            return self.ledger.lease((worker.id, offset), HOST)
+
+    def result_view(
+        self, worker: WorkerArena, offset: int, nbytes: int, lease: int
+    ) -> np.ndarray:
+        """The bytes of an accepted result; its lease ends with the last view."""
+        return lend(worker.segment, offset, nbytes, lease, self.returns)
+
+    def bury(self, worker: WorkerArena, holder: Hashable) -> None:
+        """A worker was reaped: end its leases, inherit its arena.
+
+        Called only after the process is gone: until then it may still write.
+        """
+        with self.lock:
+            for key in self.ledger.drop_holder(holder):
+                self._free(key)
+            if not worker.alive:
+                return
+            worker.alive = False
+            worker.frees.clear()
+            keep = sum(worker.live.values())
+            self.budget.discharge(worker.account, max(0, worker.quota - keep))
+            if not worker.live:
+                self._workers.pop(worker.id, None)
+                worker.segment.close()
+            else:
+                _punch_between(worker)
+            self.room.notify_all()
+
+    # -- housekeeping ------------------------------------------------------------------
+
+    def trim(self) -> int:
+        """Give idle pages of the parent's arena back to the system."""
+        with self.lock:
+            self._settle()
+            return self.arena.trim()
+
+    def before_fork(self) -> None:
+        """Keep every block that a forked child might look at, until it is gone."""
+        self.lock.acquire()
+        self._settle()
+        if not self.ledger.held_by(HOST):
+            return
+        try:
+            self._fork_pipe = os.pipe()
+        except OSError:
+            return
+        pin = _Pin(("fork", self._fork_pipe[0]), self._fork_pipe[0])
+        self.ledger.pin(HOST, pin.holder)
+        self._pins.append(pin)
+
+    def after_fork_in_parent(self) -> None:
+        """Let the children alone hold the pipe open."""
+        if self._fork_pipe is not None:
+            os.close(self._fork_pipe[1])
+            self._fork_pipe = None
+        self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """A child neither allocates nor frees here; it may read what it inherited."""
+        self.forked = True
+        self.returns.poke = None
+        self.lock = threading.Lock()
+        self.room = threading.Condition(self.lock)
+
+    def _unpin(self) -> None:
+        # The children hold the writing end: it reads as ended when the last is gone,
+        # or has called exec.
+        ready = select([pin.pipe for pin in self._pins], [], [], 0)[0]
+        for pin in [pin for pin in self._pins if pin.pipe in ready]:
+            self._pins.remove(pin)
+            os.close(pin.pipe)
+            for key in self.ledger.drop_holder(pin.holder):
+                self._free(key)
+
+
+def _punch_inner(segment: Segment, offset: int, nbytes: int) -> None:
+    """Punch the whole pages of a block; those it shares with neighbours stay."""
+    first, last = -(-offset // CHUNK) * CHUNK, (offset + nbytes) // CHUNK * CHUNK
+    if last > first:
+        segment.punch(first, last - first)
+
+
+def _punch_between(worker: WorkerArena) -> None:
+    """Punch out everything of a dead worker's arena that nobody leases."""
+    start = 0
+    for offset in [*sorted(worker.live), worker.segment.size]:
+        _punch_inner(worker.segment, start, offset - start)
+        start = offset + worker.live.get(offset, 0)

@@ -1,0 +1,162 @@
+"""A piece of memory that several processes map; has no name that anybody could guess.
+
+On Linux it is a sealed, sparse ``memfd``. Elsewhere, and on request, it is a segment of
+``multiprocessing.shared_memory`` whose name is removed as soon as it exists: both kinds
+travel as a descriptor and vanish with the last process that holds them.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from typing import Literal
+
+import numpy as np
+
+from shmexec.memory.allocator import CHUNK
+
+Kind = Literal["memfd", "posix"]
+
+# Linux 5.14 and later; the module mmap has no names for them yet.
+_POPULATE_READ = 22
+_POPULATE_WRITE = 23
+_SMALLEST = 1 << 20
+
+
+class Segment:
+    """One mapping of ``size`` bytes, readable and, if not ``readonly``, writable.
+
+    Attributes:
+        kind: ``"memfd"`` or ``"posix"``.
+        size: Bytes of address space; pages exist only where committed.
+        address: Where this process maps it.
+    """
+
+    def __init__(
+        self, kind: Kind, descriptor: int, size: int, *, readonly: bool = False
+    ) -> None:
+        """Map an existing segment; takes the descriptor over."""
+        self.kind = kind
+        self._populate = _POPULATE_READ if readonly else _POPULATE_WRITE
+        self.size = size
+        self._descriptor = descriptor
+        try:
+            access = mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE
+            self.map = mmap.mmap(descriptor, size, access=access)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # A core dump would otherwise touch, and so allocate, every page.
+        if hasattr(mmap, "MADV_DONTDUMP"):
+            self.map.madvise(mmap.MADV_DONTDUMP)
+        self._bytes = np.frombuffer(self.map, np.uint8)
+        self.address: int = self._bytes.__array_interface__["data"][0]
+        self._mapped = bytearray(-(-size // CHUNK))
+
+    @classmethod
+    def create(cls, kind: Kind, size: int) -> Segment:
+        """Make a segment of ``size`` bytes, or of half as often as it must be.
+
+        A limit on address space (``ulimit -v``) may refuse the mapping: then the size
+        is halved, down to 1 MiB.
+
+        Raises:
+            MemoryError: If not even 1 MiB can be mapped.
+        """
+        size = -(-size // CHUNK) * CHUNK
+        while True:
+            try:
+                return cls(kind, _open(kind, size), size)
+            except OSError as error:
+                if error.errno not in {errno.ENOMEM, errno.EINVAL, errno.EFBIG}:
+                    raise
+                if size // 2 < _SMALLEST:
+                    msg = f"cannot map {size} bytes of shared memory: {error}"
+                    raise MemoryError(msg) from error
+                size = size // 2 // CHUNK * CHUNK
+
+    @property
+    def descriptor(self) -> int:
+        """To be passed to the processes that shall map it too."""
+        return self._descriptor
+
+    def part(self, offset: int, nbytes: int) -> np.ndarray:
+        """The bytes of a block, writable. They keep the mapping, not the block."""
+        return self._bytes[offset : offset + nbytes]
+
+    def commit(self, offset: int, nbytes: int) -> None:
+        """Have pages allocated before anybody touches them.
+
+        Raises:
+            MemoryError: If the system has none; nothing was touched.
+        """
+        try:
+            if self.kind == "posix" and hasattr(os, "posix_fallocate"):
+                # /dev/shm has a size of its own: past it, touching is SIGBUS.
+                os.posix_fallocate(self._descriptor, offset, nbytes)
+            self.populate(offset, nbytes)
+        except OSError as error:
+            msg = f"the system has no {nbytes} bytes of shared memory left: {error}"
+            raise MemoryError(msg) from error
+
+    def populate(self, offset: int, nbytes: int) -> None:
+        """Enter pages into this process's page table, in one go, at first sight."""
+        first, last = offset // CHUNK, -(-(offset + nbytes) // CHUNK)
+        fresh = self._mapped.find(0, first, last)
+        if fresh < 0:
+            return
+        start, stop = fresh * CHUNK, min(last * CHUNK, self.size)
+        try:
+            self.map.madvise(self._populate, start, stop - start)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # An older kernel, or none of Linux: pages come as they are touched.
+            if self.kind == "memfd":
+                os.posix_fallocate(self._descriptor, start, stop - start)
+        self._mapped[fresh:last] = b"\x01" * (last - fresh)
+
+    def punch(self, offset: int, nbytes: int) -> None:
+        """Give pages back to the system; the range reads as zeros afterwards."""
+        first, last = offset // CHUNK, (offset + nbytes) // CHUNK
+        self._mapped[first:last] = bytes(last - first)
+        if hasattr(mmap, "MADV_REMOVE"):
+            self.map.madvise(mmap.MADV_REMOVE, offset, nbytes)
+
+    def close(self) -> None:
+        """Close the descriptor. The mapping goes when its last view dies."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _open(kind: Kind, size: int) -> int:
+    return _memfd(size) if kind == "memfd" else _unlinked_shm(size)
+
+
+def _memfd(size: int) -> int:
+    import fcntl
+
+    descriptor = os.memfd_create("shmexec", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        # Otherwise any worker could truncate it under everyone's feet.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _unlinked_shm(size: int) -> int:
+    from multiprocessing import shared_memory
+
+    memory = shared_memory.SharedMemory(create=True, size=size)
+    try:
+        # No public name for the descriptor; the segment has no other portable handle.
+        return os.dup(memory._fd)  # type: ignore[attr-defined] # noqa: SLF001
+    finally:
+        memory.unlink()
+        memory.close()
