@@ -1,0 +1,156 @@
+"""Message boundaries on socket pairs.
+
+On Linux the sockets are ``SOCK_SEQPACKET`` and keep boundaries themselves: one read is
+one message. The portable path has streams, where each message follows its length; then
+a reader keeps what it has of an unfinished one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections import deque
+
+from shmexec.wire.messages import LARGEST, MalformedMessage
+
+_LENGTH = struct.Struct("<I")
+
+
+def pair(*, packets: bool) -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets, of packets or of a stream."""
+    if packets:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return socket.socketpair()
+
+
+class Framer:
+    """Splits a stream into messages. Pure: bytes in, messages out."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that are complete with these bytes.
+
+        Raises:
+            MalformedMessage: If a length is larger than any message can be.
+        """
+        buffer = self._buffer
+        buffer += data
+        messages = []
+        while len(buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer)
+            if length > LARGEST:
+                msg = f"a message of {length} bytes is announced"
+                raise MalformedMessage(msg)
+            end = _LENGTH.size + length
+            if len(buffer) < end:
+                break
+            messages.append(bytes(buffer[_LENGTH.size : end]))
+            del buffer[:end]
+        return messages
+
+
+class Sender:
+    """The parent's writing end: never blocks, keeps what the socket does not take.
+
+    A stopped worker does not read; its messages wait in ``backlog`` until the socket
+    is writable again or the worker is dead.
+    """
+
+    __slots__ = ("_packets", "backlog", "sock")
+
+    def __init__(self, sock: socket.socket, *, packets: bool) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.backlog: deque[bytes] = deque()
+        self._packets = packets
+
+    def send(self, data: bytes) -> bool:
+        """Send, or keep for later; whether it went at once.
+
+        A closed peer is not an error here: its death is noticed by other means, and
+        what it did not take is recovered then.
+        """
+        self.backlog.append(data if self._packets else _LENGTH.pack(len(data)) + data)
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what was kept; whether nothing is left."""
+        while self.backlog:
+            data = self.backlog[0]
+            try:
+                sent = self.sock.send(data)
+            except (BlockingIOError, BrokenPipeError, ConnectionError):
+                return False
+            if sent < len(data):
+                self.backlog[0] = data[sent:]
+                return False
+            self.backlog.popleft()
+        return True
+
+
+class Receiver:
+    """The worker's reading end: blocks until a whole message is there."""
+
+    __slots__ = ("_framer", "_ready", "_sock")
+
+    def __init__(self, sock: socket.socket, *, packets: bool) -> None:
+        self._sock = sock
+        self._framer = None if packets else Framer()
+        self._ready: deque[bytes] = deque()
+
+    def receive(self) -> bytes:
+        """The next message; ``EOFError`` when the parent is gone."""
+        if self._framer is None:
+            data = self._sock.recv(LARGEST)
+            if not data:
+                raise EOFError
+            return data
+        while not self._ready:
+            # Not a byte beyond this message: the parent may take back the rest.
+            data = self._sock.recv(LARGEST)
+            if not data:
+                raise EOFError
+            self._ready.extend(self._framer.feed(data))
+        return self._ready.popleft()
+
+
+def send_blocking(sock: socket.socket, data: bytes, *, packets: bool) -> None:
+    """The worker's way to write one message."""
+    sock.sendall(data if packets else _LENGTH.pack(len(data)) + data)
+
+
+class Waker:
+    """Something to wake a thread that polls; safe in finalizers and signal handlers."""
+
+    def __init__(self) -> None:
+        self._eventfd = hasattr(os, "eventfd")
+        if self._eventfd:
+            self.fileno = self._write = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
+            self.fileno, self._write = os.pipe()
+            os.set_blocking(self.fileno, False)
+            os.set_blocking(self._write, False)
+        self._word = (1).to_bytes(8, "little")
+
+    def wake(self) -> None:
+        """Make :attr:`fileno` readable."""
+        with contextlib.suppress(OSError):  # full is as good as written; closed: late
+            os.write(self._write, self._word)
+
+    def clear(self) -> None:
+        """Make it unreadable again."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fileno, 4096)
+
+    def close(self) -> None:
+        """Close it; later wakes do nothing."""
+        descriptors = {self.fileno, self._write} - {-1}
+        self.fileno = self._write = -1
+        for descriptor in descriptors:
+            os.close(descriptor)

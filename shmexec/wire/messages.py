@@ -1,0 +1,204 @@
+"""The one record that crosses a pipe, and its codec. Pure.
+
+A message is small and bounded: bulk lies in blocks that it refers to. Every field that
+arrives is checked here for shape; whether a range lies inside its arena is checked
+where the arena is known.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+LARGEST = 65536
+"""Bytes of the largest message; a reader that takes this much takes a whole one."""
+
+REFS_AT_MOST = 512
+LEASES_AT_MOST = 1024
+
+
+class Kind(IntEnum):
+    """What a message is about. The comment says who sends it."""
+
+    CALL = 1  # parent: run this
+    DEFINE = 2  # parent: keep this function, forget that one
+    GRANT = 3  # parent: `number` bytes more of quota, 0 for none
+    FREE = 4  # parent: the results at these offsets are no longer used
+    TRIM = 5  # parent: give idle memory back
+    EXIT = 6  # parent: end
+    READY = 7  # worker: initialised; `number` is its process id
+    REFUSED = 8  # worker: the initializer failed; the payload says why
+    RESULT = 9  # worker: the call returned
+    ERROR = 10  # worker: the call raised
+    WANT = 11  # worker: `number` bytes of quota, please
+    RETURNED = 12  # worker: gave `number` bytes of quota back; ended these leases
+
+
+class Mode(IntEnum):
+    """How a receiver may use a buffer."""
+
+    PRIVATE = 0  # its own, writable
+    SHARED = 1  # read-only
+    WRITABLE = 2  # shared and writable
+    COPY = 3  # to be copied before use: the call may have to run again
+
+
+class Ref(NamedTuple):
+    """A buffer that lies in a block."""
+
+    lease: int
+    arena: int
+    offset: int
+    nbytes: int
+    mode: int = Mode.PRIVATE
+
+
+class Message(NamedTuple):
+    """One message; fields that a kind does not use stay at their defaults.
+
+    Attributes:
+        kind: See :class:`Kind`.
+        request: Number of the call, unique in the parent; 0 if about none.
+        generation: Number of the worker, unique in the parent.
+        number: Depends on the kind.
+        seconds: Duration of the call, in replies.
+        refs: Buffers; with ``spilled`` the last one holds the payload.
+        leases: Leases that ended (from workers) or offsets to free (to them).
+        key: How the function is known, see :mod:`shmexec.wire.functions`.
+        payload: A pickle.
+        spilled: The payload lies in the last ref instead.
+    """
+
+    kind: Kind
+    request: int = 0
+    generation: int = 0
+    number: int = 0
+    seconds: float = 0.0
+    refs: tuple[Ref, ...] = ()
+    leases: tuple[int, ...] = ()
+    key: bytes = b""
+    payload: bytes = b""
+    spilled: bool = False
+
+
+class MalformedMessage(ValueError):
+    """Bytes that no peer of this version would send."""
+
+
+_HEADER = struct.Struct("<BBHHHIQqdI")
+_REF = struct.Struct("<QIQQB")
+_MAGIC = 0xA5
+
+
+def encode(message: Message) -> bytes:
+    """A message as bytes.
+
+    Raises:
+        ValueError: If it would be larger than :data:`LARGEST`.
+    """
+    (
+        kind,
+        request,
+        generation,
+        number,
+        seconds,
+        refs,
+        leases,
+        key,
+        payload,
+        spilled,
+    ) = message
+    head = _HEADER.pack(
+        _MAGIC,
+        kind | (0x80 if spilled else 0),
+        len(refs),
+        len(leases),
+        len(key),
+        generation,
+        request,
+        number,
+        seconds,
+        len(payload),
+    )
+    if refs or leases:
+        table = b"".join([_REF.pack(*ref) for ref in refs])
+        data = b"".join(
+            (head, table, struct.pack(f"<{len(leases)}Q", *leases), key, payload)
+        )
+    else:
+        data = head + key + payload
+    if len(data) > LARGEST:
+        msg = f"a message of {len(data)} bytes is larger than {LARGEST}"
+        raise ValueError(msg)
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """The message that these bytes are.
+
+    Raises:
+        MalformedMessage: If they are none.
+    """
+    try:
+        (
+            magic,
+            kind,
+            n_refs,
+            n_leases,
+            n_key,
+            generation,
+            request,
+            number,
+            secs,
+            size,
+        ) = _HEADER.unpack_from(data)
+    except struct.error as error:
+        raise MalformedMessage(str(error)) from None
+    refs_at = _HEADER.size
+    leases_at = refs_at + n_refs * _REF.size
+    key_at = leases_at + n_leases * 8
+    payload_at = key_at + n_key
+    spilled = kind & 0x80
+    if (
+        magic != _MAGIC
+        or payload_at + size != len(data)
+        or not 1 <= kind & 0x7F <= Kind.RETURNED
+        or (spilled and not n_refs)
+    ):
+        msg = f"{len(data)} bytes that are no message (kind {kind}, magic {magic})"
+        raise MalformedMessage(msg)
+    refs: tuple[Ref, ...] = ()
+    if n_refs:
+        refs = tuple(map(Ref._make, _REF.iter_unpack(data[refs_at:leases_at])))
+    leases: tuple[int, ...] = ()
+    if n_leases:
+        leases = struct.unpack_from(f"<{n_leases}Q", data, leases_at)
+    return Message(
+        _KINDS[kind & 0x7F],
+        request,
+        generation,
+        number,
+        secs,
+        refs,
+        leases,
+        data[key_at:payload_at],
+        data[payload_at:],
+        bool(spilled),
+    )
+
+
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+def in_batches(numbers: Iterable[int]) -> Iterable[tuple[int, ...]]:
+    """Split numbers so that each batch fits into one message."""
+    batch: list[int] = []
+    for number in numbers:
+        batch.append(number)
+        if len(batch) == LEASES_AT_MOST:
+            yield tuple(batch)
+            batch.clear()
+    if batch:
+        yield tuple(batch)

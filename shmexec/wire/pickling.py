@@ -1,0 +1,356 @@
+"""Objects as a pickle and the buffers beside it.
+
+Protocol 5 with out-of-band buffers: arrays of :data:`~shmexec.options.INLINE_LIMIT`
+bytes and more, at any depth, leave the pickle as *sources*, to be copied into blocks
+once the whole pickle is known to be good. The receiver gets them back as ``uint8``
+arrays that lie in those blocks.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar, cast
+
+import cloudpickle
+import numpy as np
+from cloudpickle import cloudpickle as _tracking
+
+from shmexec.errors import SerializationError
+from shmexec.options import INLINE_LIMIT
+from shmexec.wire.messages import REFS_AT_MOST, Mode
+
+SOURCES_AT_MOST = REFS_AT_MOST - 2
+"""Buffers beside one pickle; what exceeds them stays in it."""
+
+
+class Source:
+    """Bytes to be copied into a block."""
+
+    __slots__ = ("_data", "nbytes")
+
+    def __init__(self, data: memoryview | bytes) -> None:
+        self._data: Any = data
+        self.nbytes: int = len(data)
+
+    def fill(self, target: np.ndarray) -> None:
+        """Copy into ``target``, ``nbytes`` of ``uint8``."""
+        target[:] = np.frombuffer(self._data, np.uint8)
+
+
+class ArraySource(Source):
+    """An array to be copied into a block, in one pass whatever its strides are."""
+
+    __slots__ = ("_order",)
+
+    def __init__(self, array: np.ndarray, order: str) -> None:
+        self._data = array
+        self._order = order
+        self.nbytes = array.nbytes
+
+    def fill(self, target: np.ndarray) -> None:
+        """Copy into ``target``, ``nbytes`` of ``uint8``."""
+        array = self._data
+        place = np.ndarray(
+            array.shape, array.dtype, target.data, order=cast("Any", self._order)
+        )
+        np.copyto(place, array)
+
+
+class PlacedSource:
+    """Bytes that already lie in a leased block: passed by reference."""
+
+    __slots__ = ("arena", "block_offset", "mode", "nbytes", "offset")
+
+    def __init__(
+        self, arena: int, block_offset: int, offset: int, nbytes: int, mode: Mode
+    ) -> None:
+        self.arena = arena
+        self.block_offset = block_offset
+        self.offset = offset
+        self.nbytes = nbytes
+        self.mode = mode
+
+
+class PlacedArray:
+    """Stands for an array in a block; arrives as that array, without a copy."""
+
+    __slots__ = ("dtype", "shape", "source")
+
+    def __init__(
+        self, source: PlacedSource, dtype: np.dtype, shape: tuple[int, ...]
+    ) -> None:
+        self.source = source
+        self.dtype = dtype
+        self.shape = shape
+
+
+AnySource = Source | PlacedSource
+
+_KEPT_CLASSES: dict[type, None] = {}
+"""Classes that went to workers by value; kept, since results refer to them by id."""
+
+
+class _Buffers:
+    """Collects the buffers of one pickle, in the order in which they are met.
+
+    Not the pickler itself: that holds this, and a cycle would keep the arrays alive
+    until the garbage collector comes by.
+    """
+
+    __slots__ = ("_placeholders", "sources")
+
+    def __init__(self) -> None:
+        self.sources: list[AnySource] = []
+        self._placeholders: dict[int, tuple[AnySource, object]] = {}
+
+    def hole(self, source: AnySource) -> pickle.PickleBuffer:
+        """Something to pickle in the place of a source."""
+        hole = pickle.PickleBuffer(bytearray())
+        # The hole is kept so that no other can get its id before it was pickled.
+        self._placeholders[id(hole)] = source, hole
+        return hole
+
+    def take(self, buffer: pickle.PickleBuffer) -> bool:
+        """Called for each buffer in order; true leaves it in the pickle."""
+        placeholder = self._placeholders.pop(id(buffer), None)
+        if placeholder is not None:
+            self.sources.append(placeholder[0])
+            return False
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True
+        if raw.nbytes < INLINE_LIMIT or len(self.sources) >= SOURCES_AT_MOST:
+            return True
+        self.sources.append(Source(raw))
+        return False
+
+
+class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles what goes to a worker."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        self.buffers = _Buffers()
+        super().__init__(file, protocol=5, buffer_callback=self.buffers.take)
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Arrays and classes our way, all else as cloudpickle does."""
+        if isinstance(obj, np.ndarray):
+            return self._reduce_array(obj)
+        if type(obj) is PlacedArray:
+            hole = self.buffers.hole(obj.source)
+            return rebuild_array, (hole, obj.dtype, obj.shape, "C", None)
+        if isinstance(obj, type):
+            return self._reduce_class(obj)
+        return super().reducer_override(obj)
+
+    def _reduce_class(self, cls: type) -> Any:
+        reduced = super().reducer_override(cls)
+        if cls in _tracking._DYNAMIC_CLASS_TRACKER_BY_CLASS:  # noqa: SLF001
+            _KEPT_CLASSES[cls] = None
+        return reduced
+
+    def _reduce_array(self, array: np.ndarray) -> Any:
+        cls: type = type(array)
+        if cls is np.ma.MaskedArray:
+            return _masked_parts(array)
+        if (
+            array.nbytes < INLINE_LIMIT
+            or array.dtype.hasobject
+            or len(self.buffers.sources) >= SOURCES_AT_MOST
+        ):
+            if cls is np.memmap or (cls is np.ndarray and not array.flags.writeable):
+                # In band, a read-only buffer would come out read-only.
+                return np.array(array, subok=False).__reduce_ex__(5)
+            return NotImplemented
+        if cls is np.ndarray or cls is np.memmap:
+            return self._array_parts(array, None)
+        if _pickles_like_ndarray(cls):
+            return self._array_parts(array.view(np.ndarray), cls)
+        return NotImplemented
+
+    def _array_parts(self, array: np.ndarray, cls: type | None) -> Any:
+        flags = array.flags
+        order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+        hole = self.buffers.hole(ArraySource(array, order))
+        return rebuild_array, (hole, array.dtype, array.shape, order, cls)
+
+
+class ReplyPickler(CallPickler):
+    """Pickles what comes back. Classes that the parent sent go by their tracker id.
+
+    By value, they would write the worker's class attributes over the parent's.
+    """
+
+    _made_here: ClassVar[weakref.WeakSet[type]] = weakref.WeakSet()
+
+    def _reduce_class(self, cls: type) -> Any:
+        tracked = _tracking._DYNAMIC_CLASS_TRACKER_BY_CLASS  # noqa: SLF001
+        tracker_id = tracked.get(cls)
+        if tracker_id is not None and cls not in self._made_here:
+            return find_class, (tracker_id, cls.__qualname__)
+        reduced = cloudpickle.Pickler.reducer_override(self, cls)
+        if cls in tracked:
+            self._made_here.add(cls)
+        return reduced
+
+
+def _masked_parts(masked: Any) -> Any:
+    mask = None if masked.mask is np.ma.nomask else masked.mask
+    # The fill value is None while it is the default of the dtype.
+    fill_value = masked._fill_value  # noqa: SLF001
+    return rebuild_masked, (masked.data, mask, fill_value, masked.hardmask)
+
+
+def _pickles_like_ndarray(cls: type) -> bool:
+    return all(
+        getattr(cls, name, None) is getattr(np.ndarray, name)
+        for name in ("__reduce__", "__reduce_ex__", "__setstate__")
+    )
+
+
+# -- what the pickles call when they are loaded --------------------------------------
+
+
+def rebuild_array(
+    buffer: Any,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    order: str,
+    cls: type[np.ndarray] | None,
+) -> np.ndarray:
+    """An array on a received buffer; NumPy checks that it fits."""
+    array: np.ndarray = np.ndarray(shape, dtype, buffer, order=cast("Any", order))
+    return array if cls is None else array.view(cls)
+
+
+def rebuild_masked(
+    data: np.ndarray, mask: np.ndarray | None, fill_value: Any, hard_mask: bool
+) -> np.ma.MaskedArray[Any, Any]:
+    """A masked array from its parts."""
+    masked = np.ma.MaskedArray(
+        data, np.ma.nomask if mask is None else mask, hard_mask=hard_mask
+    )
+    masked._fill_value = fill_value  # type: ignore[attr-defined] # noqa: SLF001
+    return masked
+
+
+def find_class(tracker_id: str, name: str) -> type:
+    """The class that this process sent under that id."""
+    found = _tracking._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)  # noqa: SLF001
+    if found is None:
+        msg = f"a result refers to class {name!r}, which no longer exists here"
+        raise pickle.UnpicklingError(msg)
+    return cast("type", found)
+
+
+# -- entry points -----------------------------------------------------------------------
+
+
+class Pickled:
+    """A pickle and the sources of its buffers, in order."""
+
+    __slots__ = ("payload", "sources")
+
+    def __init__(self, payload: memoryview | bytes, sources: list[AnySource]) -> None:
+        self.payload = payload
+        self.sources = sources
+
+
+def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
+    """Pickle an object; buffers stay uncopied in ``sources``.
+
+    Raises:
+        Exception: Whatever pickling it raises.
+    """
+    file = io.BytesIO()
+    pickling = pickler(file)
+    pickling.dump(obj)
+    size = file.tell()
+    payload = file.getbuffer() if size >= INLINE_LIMIT else file.getvalue()
+    return Pickled(payload, pickling.buffers.sources)
+
+
+def load(payload: Any, buffers: Iterable[np.ndarray]) -> Any:
+    """The object of a pickle whose buffers are these."""
+    return pickle.loads(payload, buffers=buffers)
+
+
+# -- who is to blame ----------------------------------------------------------------------
+
+_DEPTH = 6
+_CHILDREN = 200
+
+
+def explain(
+    error: BaseException, parts: Mapping[str, Any], what: str
+) -> SerializationError:
+    """An error that names the innermost part that cannot be pickled."""
+    path, culprit = "", None
+    for name, value in parts.items():
+        if _fails(value):
+            path, culprit = _descend(name, value, ())
+            break
+    kind = f" ({type(culprit).__qualname__})" if path else ""
+    where = f": {path}{kind}" if path else ""
+    msg = f"cannot pickle {what}{where}: {type(error).__name__}: {error}"
+    return SerializationError(msg, path)
+
+
+def _descend(path: str, value: Any, inside: tuple[Any, ...]) -> tuple[str, Any]:
+    if len(inside) < _DEPTH:
+        inside = (*inside, value)
+        for name, child in _children(path, value):
+            if not any(child is each for each in inside) and _fails(child):
+                return _descend(name, child, inside)
+    return path, value
+
+
+def _fails(value: Any) -> bool:
+    try:
+        CallPickler(io.BytesIO()).dump(value)
+    except (Exception, SystemExit):  # noqa: BLE001  (any failure is the answer)
+        return True
+    return False
+
+
+def _children(path: str, value: Any) -> Iterable[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        found += [(f"{path}[{key!r}]", item) for key, item in value.items()]
+        found += [(f"key {key!r} of {path}", key) for key in value]
+    elif isinstance(value, (list, tuple)):
+        found += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    elif isinstance(value, (set, frozenset)):
+        found += [(f"element of {path}", item) for item in value]
+    elif is_dataclass(value) and not isinstance(value, type):
+        found += [
+            (f"{path}.{f.name}", getattr(value, f.name, None)) for f in fields(value)
+        ]
+    elif isinstance(getattr(value, "__closure__", None), tuple):
+        names = value.__code__.co_freevars
+        for name, cell in zip(names, value.__closure__, strict=True):
+            try:
+                found.append((f"{name!r} captured by {path}", cell.cell_contents))
+            except ValueError:
+                continue
+    if not found and isinstance(getattr(value, "__self__", None), object):
+        owner = getattr(value, "__self__", None)
+        if owner is not None and not isinstance(owner, type(sys)):
+            found.append((f"{path}.__self__", owner))
+    found += _attributes(path, value)
+    return found[:_CHILDREN]
+
+
+def _attributes(path: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, type) or callable(value):
+        return []
+    state = getattr(value, "__dict__", None)
+    if not isinstance(state, dict):
+        return []
+    return [(f"{path}.{name}", item) for name, item in state.items()]
