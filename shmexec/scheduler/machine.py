@@ -1,0 +1,525 @@
+"""The scheduler: everything that changes the state of a call or a worker.
+
+``handle(event, now)`` returns commands; carrying them out is the runtime's business.
+First in, first out within a priority; idle workers last in, first out. A call whose
+worker died before it took the call goes back to its place in the queue at no cost; one
+that had begun fails, unless it may be retried. What happens in a call is charged to the
+call: only deaths while starting or idle count against the pool.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+from shmexec.scheduler import records as r
+from shmexec.scheduler.records import CallState, Command, Event, WorkerState
+
+BACKOFF = 0.1
+"""Seconds before the second restart in a row; doubles with each further one."""
+
+BACKOFF_AT_MOST = 10.0
+KILL_AFTER = 0.1
+"""Seconds between the interrupt of a call that must stop and the kill."""
+
+EXIT_WITHIN = 10.0
+"""Seconds that a worker which was asked to end may take for its own clean-up."""
+
+
+class Call:
+    """One call. ``history`` holds (time, state, worker) for :meth:`Machine.story`."""
+
+    __slots__ = (
+        "history",
+        "id",
+        "order",
+        "pinned",
+        "retries",
+        "state",
+        "stopping",
+        "timeout",
+        "worker",
+    )
+
+    def __init__(self, event: r.Submitted, order: tuple[int, int]) -> None:
+        self.id = event.call
+        self.timeout = event.timeout
+        self.retries = event.retries
+        self.pinned = event.worker
+        self.order = order
+        self.state = CallState.PENDING
+        self.worker: Worker | None = None
+        self.stopping = ""
+        self.history: list[tuple[float, CallState, int | None]] = []
+
+
+class Worker:
+    """One worker process, by its number, which is never used again."""
+
+    __slots__ = ("call", "calls", "id", "kill_at", "since", "state", "stop_at")
+
+    def __init__(self, number: int, now: float) -> None:
+        self.id = number
+        self.state = WorkerState.STARTING
+        self.call: Call | None = None
+        self.calls = 0
+        self.since = now
+        self.stop_at: float | None = None  # when its call times out
+        self.kill_at: float | None = None  # when patience with its end is over
+
+
+class Machine:
+    """The state of a pool.
+
+    Args:
+        max_workers: Workers at most, draining ones not counted.
+        max_restarts: Failed starts in a row after which the pool is broken.
+        max_calls: Calls after which a worker is replaced, None for never.
+        idle_timeout: Seconds after which an idle worker ends, None for never.
+    """
+
+    def __init__(
+        self,
+        max_workers: int,
+        *,
+        max_restarts: int = 3,
+        max_calls: int | None = None,
+        idle_timeout: float | None = None,
+    ) -> None:
+        self.max_workers = max_workers
+        self.max_restarts = max_restarts
+        self.max_calls = max_calls
+        self.idle_timeout = idle_timeout
+        self.calls: dict[int, Call] = {}
+        self.workers: dict[int, Worker] = {}
+        self.closed = False
+        self.broken: tuple[str, ...] = ()
+        self.deaths = 0
+        self.pending = 0
+        self.counts = dict.fromkeys(
+            (CallState.DONE, CallState.FAILED, CallState.CANCELLED), 0
+        )
+        self.submitted = 0
+        self._queue: list[tuple[int, int, int]] = []
+        self._pinned: dict[int, list[int]] = {}
+        self._idle: dict[int, Worker] = {}  # ordered: the last one is used first
+        self._starting = 0
+        self._draining = 0
+        self._failures: list[str] = []
+        self._spawn_at = 0.0
+        self._numbers = 0
+        self._handlers: dict[type, Callable[[Any, float], list[Command]]] = {
+            r.Submitted: self._on_submitted,
+            r.WorkerReady: self._on_ready,
+            r.WorkerRefused: self._on_refused,
+            r.Finished: self._on_finished,
+            r.WorkerDead: self._on_dead,
+            r.Cancelled: self._on_cancelled,
+            r.Resized: self._on_resized,
+            r.Closed: self._on_closed,
+            r.Everyone: self._on_everyone,
+            r.Tick: self._on_tick,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take an event in; returns what must be done, in this order.
+
+        Raises:
+            IllegalEvent: If it cannot happen now; nothing was changed.
+        """
+        return self._handlers[type(event)](event, now)
+
+    # -- calls -----------------------------------------------------------------------
+
+    def _on_submitted(self, event: r.Submitted, now: float) -> list[Command]:
+        if self.closed or event.call in self.calls:
+            msg = f"call {event.call} submitted to a closed pool, or twice"
+            raise r.IllegalEvent(msg)
+        if event.worker is not None and event.worker not in self.workers:
+            msg = f"call {event.call} is for worker {event.worker}, which is gone"
+            raise r.IllegalEvent(msg)
+        call = Call(event, (-event.priority, event.call))
+        self.calls[call.id] = call
+        self.submitted += 1
+        self.pending += 1
+        call.history.append((now, CallState.PENDING, None))
+        if self.broken:
+            return [self._fail(call, "broken", now, detail="; ".join(self.broken))]
+        if self._idle and not self._queue and call.pinned is None:
+            return [self._start(call, self._idle.popitem()[1], now)]
+        self._enqueue(call)
+        return self._dispatch(now)
+
+    def _enqueue(self, call: Call) -> None:
+        if call.pinned is None:
+            heapq.heappush(self._queue, (*call.order, call.id))
+        else:
+            self._pinned.setdefault(call.pinned, []).append(call.id)
+
+    def _start(self, call: Call, worker: Worker, now: float) -> r.Send:
+        self._move(call, CallState.RUNNING, now, worker)
+        self._shift(worker, WorkerState.BUSY, now)
+        call.worker, worker.call = worker, call
+        if call.timeout is not None:
+            worker.stop_at = now + call.timeout
+        return r.Send(call.id, worker.id)
+
+    def _on_finished(self, event: r.Finished, now: float) -> list[Command]:
+        call, worker = self.calls.get(event.call), self.workers.get(event.worker)
+        if call is None or worker is None or call.worker is not worker:
+            msg = f"worker {event.worker} finished call {event.call}, not its own"
+            raise r.IllegalEvent(msg)
+        self._detach(call, worker)
+        worker.calls += 1
+        if call.stopping:
+            # The interrupt came through before the kill; its reply is not a result.
+            return [self._fail(call, call.stopping, now, worker)]
+        self._move(call, CallState.DONE if event.ok else CallState.FAILED, now, worker)
+        if worker.state is WorkerState.DRAINING:
+            return []
+        if self.max_calls is not None and worker.calls >= self.max_calls:
+            return [*self._retire(worker, now), *self._dispatch(now)]
+        # Idle before the future resolves: a follow-up call finds it.
+        self._shift(worker, WorkerState.IDLE, now)
+        return self._dispatch(now)
+
+    def _detach(self, call: Call, worker: Worker) -> None:
+        call.worker = None
+        worker.call = None
+        worker.stop_at = None
+
+    def _on_cancelled(self, event: r.Cancelled, now: float) -> list[Command]:
+        call = self.calls.get(event.call)
+        if call is None or call.stopping:
+            return []
+        if call.state is CallState.PENDING:
+            self._move(call, CallState.CANCELLED, now)
+            return [r.Drop(call.id), *self._maybe_finish(now)]
+        if not event.running or call.worker is None:
+            return []
+        return self._stop(call, call.worker, "stopped", now)
+
+    def _stop(self, call: Call, worker: Worker, why: str, now: float) -> list[Command]:
+        """Have a running call's worker ended; its slot is free at once."""
+        call.stopping = why
+        worker.stop_at = None
+        self._shift(worker, WorkerState.DRAINING, now)
+        worker.kill_at = now + KILL_AFTER
+        return [r.Kill(worker.id), *self._dispatch(now)]
+
+    def _fail(
+        self,
+        call: Call,
+        why: str,
+        now: float,
+        worker: Worker | None = None,
+        detail: str = "",
+    ) -> r.Fail:
+        state = CallState.CANCELLED if why == "cancelled" else CallState.FAILED
+        self._move(call, state, now, worker)
+        return r.Fail(call.id, why, worker.id if worker else None, detail)
+
+    # -- workers ---------------------------------------------------------------------
+
+    def _on_ready(self, event: r.WorkerReady, now: float) -> list[Command]:
+        worker = self._known(event.worker)
+        if worker.state is WorkerState.DRAINING:
+            return []
+        if worker.state is not WorkerState.STARTING:
+            msg = f"worker {worker.id} is ready, but it was {worker.state.value}"
+            raise r.IllegalEvent(msg)
+        self._failures.clear()
+        self._spawn_at = 0.0
+        self._shift(worker, WorkerState.IDLE, now)
+        return self._dispatch(now)
+
+    def _on_refused(self, event: r.WorkerRefused, now: float) -> list[Command]:
+        worker = self._known(event.worker)
+        if worker.state not in {WorkerState.STARTING, WorkerState.DRAINING}:
+            msg = f"worker {worker.id} refused, but it was {worker.state.value}"
+            raise r.IllegalEvent(msg)
+        commands = self._retire(worker, now)
+        return commands + self._break((event.reason,), now)
+
+    def _on_dead(self, event: r.WorkerDead, now: float) -> list[Command]:
+        worker = self._known(event.worker)
+        del self.workers[worker.id]
+        self._idle.pop(worker.id, None)
+        state, call = worker.state, worker.call
+        self._starting -= state is WorkerState.STARTING
+        self._draining -= state is WorkerState.DRAINING
+        commands: list[Command] = []
+        if state is not WorkerState.DRAINING:
+            self.deaths += 1
+        if call is not None:
+            commands += self._orphaned(call, worker, event, now)
+        elif state is WorkerState.STARTING:
+            # One that died idle counts for nothing: the next one starts only for a
+            # call, and gets it at once, so that no loop can come of it.
+            commands += self._start_failed(event.reason, now)
+        for call_id in self._pinned.pop(worker.id, ()):
+            pinned = self.calls.get(call_id)
+            if pinned is not None and pinned.state is CallState.PENDING:
+                commands.append(self._fail(pinned, "died", now, worker, event.reason))
+        return [*commands, *self._dispatch(now), *self._maybe_finish(now)]
+
+    def _orphaned(
+        self, call: Call, worker: Worker, event: r.WorkerDead, now: float
+    ) -> list[Command]:
+        self._detach(call, worker)
+        if call.stopping:
+            return [self._fail(call, call.stopping, now, worker, event.reason)]
+        if self.broken and event.unread:
+            return [self._fail(call, "broken", now, detail="; ".join(self.broken))]
+        if not self.broken and (event.unread or call.retries > 0):
+            call.retries -= not event.unread
+            if call.pinned is None:
+                self._move(call, CallState.PENDING, now)
+                self._enqueue(call)
+                return []
+        return [self._fail(call, "died", now, worker, event.reason)]
+
+    def _start_failed(self, reason: str, now: float) -> list[Command]:
+        self._failures.append(reason)
+        failed = len(self._failures)
+        if failed > self.max_restarts:
+            return self._break(tuple(self._failures), now)
+        if failed > 1:
+            delay = min(BACKOFF_AT_MOST, BACKOFF * 2 ** (failed - 2))
+            self._spawn_at = now + delay
+        return []
+
+    def _break(self, reasons: tuple[str, ...], now: float) -> list[Command]:
+        if self.broken:
+            return []
+        self.broken = reasons
+        commands: list[Command] = [r.Broke(reasons)]
+        detail = "; ".join(reasons)
+        commands += [
+            self._fail(call, "broken", now, detail=detail)
+            for call in list(self.calls.values())
+            if call.state is CallState.PENDING
+        ]
+        for worker in list(self.workers.values()):
+            if worker.state in {WorkerState.IDLE, WorkerState.STARTING}:
+                commands += self._retire(worker, now)
+        return commands
+
+    def _retire(self, worker: Worker, now: float) -> list[Command]:
+        if worker.state is WorkerState.DRAINING:
+            return []
+        self._shift(worker, WorkerState.DRAINING, now)
+        worker.kill_at = now + EXIT_WITHIN
+        return [r.Exit(worker.id)]
+
+    # -- the pool --------------------------------------------------------------------
+
+    def _on_resized(self, event: r.Resized, now: float) -> list[Command]:
+        self.max_workers = event.max_workers
+        commands: list[Command] = []
+        for worker in list(self._idle.values()):
+            if self._active() <= self.max_workers:
+                break
+            if not self._pinned.get(worker.id):
+                commands += self._retire(worker, now)
+        return commands + self._dispatch(now)
+
+    def _on_closed(self, event: r.Closed, now: float) -> list[Command]:
+        self.closed = True
+        commands: list[Command] = []
+        if event.cancel_pending:
+            commands += [
+                self._fail(call, "cancelled", now)
+                for call in list(self.calls.values())
+                if call.state is CallState.PENDING
+            ]
+        return [*commands, *self._maybe_finish(now)]
+
+    def _on_everyone(self, _event: r.Everyone, now: float) -> list[Command]:
+        if self.broken:
+            return []
+        return self._spawn(self.max_workers - self._active(), now)
+
+    def _on_tick(self, _event: r.Tick, now: float) -> list[Command]:
+        commands: list[Command] = []
+        for worker in list(self.workers.values()):
+            if worker.stop_at is not None and worker.stop_at <= now and worker.call:
+                commands += self._stop(worker.call, worker, "timeout", now)
+            elif worker.kill_at is not None and worker.kill_at <= now:
+                worker.kill_at = None
+                commands.append(r.Kill(worker.id, force=True))
+            elif (
+                worker.state is WorkerState.IDLE
+                and self.idle_timeout is not None
+                and worker.since + self.idle_timeout <= now
+            ):
+                commands += self._retire(worker, now)
+        return commands + self._dispatch(now)
+
+    def next_tick(self) -> float | None:
+        """When a :class:`Tick` is due, if ever."""
+        times = [
+            at
+            for worker in self.workers.values()
+            for at in (worker.stop_at, worker.kill_at)
+            if at is not None
+        ]
+        if self.idle_timeout is not None:
+            times += [w.since + self.idle_timeout for w in self._idle.values()]
+        if self._lacking() > 0 and not self._idle and not self.broken:
+            times.append(self._spawn_at)
+        return min(times, default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Closed, and nothing is left to do or to wait for."""
+        return self.closed and not self.calls and not self.workers
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether anything is going on that somebody must attend to."""
+        return bool(self.calls) or self._starting > 0 or self._draining > 0
+
+    def _maybe_finish(self, now: float) -> list[Command]:
+        if not self.closed or self.calls:
+            return []
+        commands: list[Command] = []
+        for worker in list(self.workers.values()):
+            commands += self._retire(worker, now)
+        return commands
+
+    def _lacking(self) -> int:
+        """Workers to be started for calls that any worker may run."""
+        pinned = sum(map(len, self._pinned.values())) if self._pinned else 0
+        return min(
+            self.pending - pinned - self._starting, self.max_workers - self._active()
+        )
+
+    def _active(self) -> int:
+        return len(self.workers) - self._draining
+
+    def _dispatch(self, now: float) -> list[Command]:
+        """Bring pending calls and idle workers together; start workers for the rest."""
+        commands: list[Command] = []
+        if self._pinned and self._idle:
+            commands += self._dispatch_pinned(now)
+        while self._idle and self._queue:
+            call = self.calls.get(heapq.heappop(self._queue)[2])
+            if call is None or call.state is not CallState.PENDING:
+                continue  # cancelled, or failed, while it waited
+            worker = self._idle.popitem()[1]
+            commands.append(self._start(call, worker, now))
+        if self.closed and not self.calls:
+            return commands + self._maybe_finish(now)
+        if not self._idle and not self.broken:
+            commands += self._spawn(self._lacking(), now)
+        # A pool that shrank lets its surplus workers go as they become idle.
+        while self._idle and self._active() > self.max_workers:
+            commands += self._retire(next(iter(self._idle.values())), now)
+        return commands
+
+    def _dispatch_pinned(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        for number, waiting in list(self._pinned.items()):
+            while waiting and number in self._idle:
+                call = self.calls.get(waiting.pop(0))
+                if call is not None and call.state is CallState.PENDING:
+                    worker = self._idle.pop(number)
+                    commands.append(self._start(call, worker, now))
+            if not waiting:
+                del self._pinned[number]
+        return commands
+
+    def _spawn(self, count: int, now: float) -> list[Command]:
+        if now < self._spawn_at:
+            return []
+        commands: list[Command] = []
+        for _ in range(count):
+            self._numbers += 1
+            self.workers[self._numbers] = Worker(self._numbers, now)
+            self._starting += 1
+            commands.append(r.Spawn(self._numbers))
+            if self._failures:
+                break  # one at a time until one has made it
+        return commands
+
+    # -- transitions -----------------------------------------------------------------
+
+    def _known(self, number: int) -> Worker:
+        worker = self.workers.get(number)
+        if worker is None:
+            msg = f"worker {number} is not known"
+            raise r.IllegalEvent(msg)
+        return worker
+
+    def _move(
+        self, call: Call, state: CallState, now: float, worker: Worker | None = None
+    ) -> None:
+        if state not in r.CALL_MOVES[call.state]:
+            msg = f"call {call.id}: {call.state.value} to {state.value}"
+            raise r.IllegalEvent(msg)
+        self.pending -= call.state is CallState.PENDING
+        self.pending += state is CallState.PENDING
+        call.state = state
+        call.history.append((now, state, worker.id if worker else None))
+        if state in self.counts:
+            self.counts[state] += 1
+            del self.calls[call.id]
+
+    def _shift(self, worker: Worker, state: WorkerState, now: float) -> None:
+        before = worker.state
+        if state not in r.WORKER_MOVES[before]:
+            msg = f"worker {worker.id}: {before.value} to {state.value}"
+            raise r.IllegalEvent(msg)
+        self._starting -= before is WorkerState.STARTING
+        self._draining += state is WorkerState.DRAINING
+        if before is WorkerState.IDLE:
+            self._idle.pop(worker.id, None)
+        if state is WorkerState.IDLE:
+            self._idle[worker.id] = worker
+        worker.state = state
+        worker.since = now
+
+    def story(self, call_id: int) -> str:
+        """What happened to an unfinished call, a line for each step."""
+        call = self.calls.get(call_id)
+        if call is None:
+            return f"call {call_id} is not known (finished, or never submitted)"
+        start = call.history[0][0]
+        return "\n".join(
+            f"+{at - start:.3f} s {state.value}"
+            + (f" in worker {worker}" if worker is not None else "")
+            for at, state, worker in call.history
+        )
+
+    def validate(self) -> None:
+        """Check the invariants; for tests."""
+        workers, calls = self.workers.values(), self.calls.values()
+        by_state = [w.state for w in workers]
+        assert self._starting == by_state.count(WorkerState.STARTING)
+        assert self._draining == by_state.count(WorkerState.DRAINING)
+        idle = {w.id for w in workers if w.state is WorkerState.IDLE}
+        assert set(self._idle) == idle
+        assert self.pending == sum(c.state is CallState.PENDING for c in calls)
+        for call in calls:
+            assert call.state in {CallState.PENDING, CallState.RUNNING}
+            running = call.state is CallState.RUNNING
+            assert running == (call.worker is not None)
+            if call.worker is not None:
+                assert call.worker.call is call
+                assert self.workers[call.worker.id] is call.worker
+        for worker in workers:
+            if worker.state is WorkerState.BUSY:
+                assert worker.call is not None
+            if worker.call is not None:
+                assert worker.state in {WorkerState.BUSY, WorkerState.DRAINING}
+        queued = {entry[2] for entry in self._queue}
+        queued.update(*self._pinned.values())
+        for call in calls:
+            if call.state is CallState.PENDING:
+                assert call.id in queued
+        if not self.broken:
+            # Nobody waits beside an idle worker that might take the call.
+            free = [c for c in calls if c.state is CallState.PENDING and not c.pinned]
+            assert not (free and self._idle)

@@ -1,0 +1,193 @@
+"""States of calls and workers, the events that change them, the commands that follow."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class CallState(Enum):
+    """Where a call is."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    __hash__ = object.__hash__  # members are single; Enum's own is slow
+
+
+class WorkerState(Enum):
+    """What a worker is doing. A dead one is forgotten."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    DRAINING = "draining"
+
+    __hash__ = object.__hash__
+
+
+CALL_MOVES: dict[CallState, frozenset[CallState]] = {
+    CallState.PENDING: frozenset(
+        {CallState.RUNNING, CallState.CANCELLED, CallState.FAILED}
+    ),
+    # Back to pending: its worker died before it began, or a retry is due.
+    CallState.RUNNING: frozenset(
+        {CallState.DONE, CallState.FAILED, CallState.PENDING, CallState.CANCELLED}
+    ),
+    CallState.DONE: frozenset(),
+    CallState.FAILED: frozenset(),
+    CallState.CANCELLED: frozenset(),
+}
+
+WORKER_MOVES: dict[WorkerState, frozenset[WorkerState]] = {
+    WorkerState.STARTING: frozenset({WorkerState.IDLE, WorkerState.DRAINING}),
+    WorkerState.IDLE: frozenset({WorkerState.BUSY, WorkerState.DRAINING}),
+    WorkerState.BUSY: frozenset({WorkerState.IDLE, WorkerState.DRAINING}),
+    WorkerState.DRAINING: frozenset(),
+}
+
+
+class IllegalEvent(RuntimeError):
+    """An event that cannot happen in this state; nothing was changed."""
+
+
+# -- events ------------------------------------------------------------------------------
+
+
+class Submitted(NamedTuple):
+    """A call was handed in. A higher priority runs earlier."""
+
+    call: int
+    timeout: float | None = None
+    retries: int = 0
+    priority: int = 0
+    worker: int | None = None
+    """Only this worker may run it."""
+
+
+class WorkerReady(NamedTuple):
+    """A worker is initialised and waits."""
+
+    worker: int
+
+
+class WorkerRefused(NamedTuple):
+    """A worker's initializer failed: so would the next one's."""
+
+    worker: int
+    reason: str
+
+
+class Finished(NamedTuple):
+    """A worker replied to its call."""
+
+    call: int
+    worker: int
+    ok: bool
+
+
+class WorkerDead(NamedTuple):
+    """A worker was reaped."""
+
+    worker: int
+    reason: str
+    unread: bool = False
+    """It had not taken the call that was sent to it."""
+
+
+class Cancelled(NamedTuple):
+    """Somebody does not want the call any more; ``running``: not even if it runs."""
+
+    call: int
+    running: bool = False
+
+
+class Resized(NamedTuple):
+    """The pool shall have another size."""
+
+    max_workers: int
+
+
+class Closed(NamedTuple):
+    """No more calls come."""
+
+    cancel_pending: bool = False
+
+
+class Everyone(NamedTuple):
+    """Start workers up to the maximum now."""
+
+
+class Tick(NamedTuple):
+    """Time has passed; see :meth:`Machine.next_tick`."""
+
+
+Event = (
+    Submitted
+    | WorkerReady
+    | WorkerRefused
+    | Finished
+    | WorkerDead
+    | Cancelled
+    | Resized
+    | Closed
+    | Everyone
+    | Tick
+)
+
+
+# -- commands ----------------------------------------------------------------------------
+
+
+class Send(NamedTuple):
+    """Write the call to the worker."""
+
+    call: int
+    worker: int
+
+
+class Spawn(NamedTuple):
+    """Start a worker with this number."""
+
+    worker: int
+
+
+class Exit(NamedTuple):
+    """Ask a worker to end."""
+
+    worker: int
+
+
+class Kill(NamedTuple):
+    """End a worker: show its stacks and interrupt it, or kill it by ``force``."""
+
+    worker: int
+    force: bool = False
+
+
+class Drop(NamedTuple):
+    """Forget what the call holds; its future is cancelled already."""
+
+    call: int
+
+
+class Fail(NamedTuple):
+    """Resolve the call with an error of our own."""
+
+    call: int
+    why: str
+    """``died``, ``timeout``, ``stopped``, ``broken`` or ``cancelled``."""
+    worker: int | None = None
+    detail: str = ""
+
+
+class Broke(NamedTuple):
+    """The pool is broken: nothing can be submitted any more."""
+
+    reasons: tuple[str, ...]
+
+
+Command = Send | Spawn | Exit | Kill | Drop | Fail | Broke
