@@ -1,0 +1,317 @@
+"""The worker's loop: one message in, at most one call running, one reply out.
+
+A worker waits only for its parent: for the next message, or for an answer to a request
+for quota. If the parent dies, the lifeline kills the worker wherever it is, and the
+socket ends.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import socket
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from time import perf_counter
+from types import TracebackType
+from typing import Any, NoReturn
+
+from shmexec.errors import SerializationError
+from shmexec.options import INLINE_LIMIT
+from shmexec.wire import functions
+from shmexec.wire.channel import Receiver, send_blocking
+from shmexec.wire.messages import Kind, Message, Ref, decode, encode, in_batches
+from shmexec.wire.pickling import Pickled, ReplyPickler, Source, dump, explain, load
+from shmexec.worker.memory import WorkerMemory
+from shmexec.worker.setup import MARK_BYTES, Inherited, WorkerConfig, prepare
+
+
+class WorkerMain(BaseProcess):
+    """The process object, as multiprocessing sends it to a new process.
+
+    Args:
+        popen: Starts it; stays behind in the parent.
+        config: What the worker must know.
+    """
+
+    _start_method = None  # asked for by multiprocessing: leave its default alone
+
+    def __init__(
+        self, popen: Callable[[Any], Any] | None, config: WorkerConfig
+    ) -> None:
+        self._launch = popen
+        self._worker_config = config
+        # Not daemonic: user code may have child processes of its own.
+        super().__init__(name=config.name, daemon=False)
+
+    def _Popen(self, worker: Any) -> Any:  # noqa: N802  (the name multiprocessing calls)
+        launch = worker.__dict__["_launch"]
+        return launch(worker)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_launch": None}
+
+    def run(self) -> None:
+        """Serve calls until told to end."""
+        worker = _Worker(self._worker_config)
+        prepare(self._worker_config, worker.is_running)
+        worker.loop()
+
+
+class _Worker:
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._requests = socket.socket(fileno=config.requests.number)
+        self._replies = socket.socket(fileno=config.replies.number)
+        self._receiver = Receiver(self._requests, packets=config.packets)
+        self._memory = WorkerMemory(config, self._want_quota)
+        self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._postponed: deque[Message] = deque()
+        self._running = False
+        self._mark = config.fault_log.number
+        self._pid = os.getpid()
+
+    def is_running(self) -> bool:
+        """Whether user code runs now, so that it can be interrupted."""
+        return self._running
+
+    def loop(self) -> None:
+        """Serve until told to end, or until the parent is gone."""
+        if self._config.inherited is not None:
+            self._report(*self._run_inherited(self._config.inherited))
+        elif not self._config.has_initializer:
+            self._send(Message(Kind.READY, number=self._pid))
+        while True:
+            try:
+                message = self._next()
+            except (EOFError, ConnectionError):
+                return
+            if message.kind is Kind.EXIT:
+                return
+            self._handle(message)
+
+    def _next(self) -> Message:
+        if self._postponed:
+            return self._postponed.popleft()
+        return decode(self._receiver.receive())
+
+    def _handle(self, message: Message) -> None:
+        kind = message.kind
+        if kind is Kind.CALL:
+            self._memory.free(message.leases)
+            if message.request:
+                self._call(message)
+            else:
+                self._report(*self._execute(message))
+        elif kind is Kind.FREE:
+            self._memory.free(message.leases)
+        elif kind is Kind.DEFINE:
+            self._define(message)
+        elif kind is Kind.TRIM:
+            gc.collect()
+            self._send_returned(self._memory.give_back())
+
+    # -- calls -------------------------------------------------------------------------
+
+    def _call(self, message: Message) -> None:
+        # From here on the call is charged if the worker dies.
+        os.pwrite(self._mark, message.request.to_bytes(MARK_BYTES, "little"), 0)
+        started = perf_counter()
+        kind, pickled = self._execute(message)
+        seconds = perf_counter() - started
+        if os.getpid() != self._pid:
+            os._exit(0)  # user code forked, and its child came back from the call
+        reply = self._place(message, kind, pickled, seconds)
+        # The sources hold the result; with it may go the last views of arguments.
+        del pickled
+        ended = self._memory.ended()
+        *others, last = [*in_batches(ended)] or [()]
+        for leases in others:
+            self._send(Message(Kind.RETURNED, leases=leases))
+        self._send(reply._replace(leases=last))
+
+    def _execute(self, message: Message) -> tuple[Kind, Pickled]:
+        """Run the call and pickle what came of it; its arguments die on return."""
+        try:
+            fn, args, kwargs = self._unpack(message)
+            self._running = True
+            try:
+                result = fn(*args, **kwargs)
+            finally:
+                self._running = False
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
+            return Kind.ERROR, pickle_error(error, skip=1)
+        if not message.request:
+            result = None  # an initializer's: nobody asked for it
+        try:
+            return Kind.RESULT, dump(result, ReplyPickler)
+        except BaseException as error:  # noqa: BLE001
+            failure = explain(error, {"result": result}, "the result")
+            if hasattr(result, "send") and hasattr(result, "throw"):
+                failure.add_note(
+                    "The call returned a generator, which lives in its process only: "
+                    "return list(...) of it instead."
+                )
+            return Kind.ERROR, pickle_error(failure)
+
+    def _unpack(self, message: Message) -> tuple[Callable[..., Any], Any, Any]:
+        buffers = self._memory.borrow(message.refs)
+        payload: Any = buffers.pop() if message.spilled else message.payload
+        key = message.key
+        if not key:
+            fn, args, kwargs = load(payload, buffers)
+            return fn, args, kwargs
+        if functions.is_digest(key):
+            fn = self._functions[key]
+        else:
+            try:
+                fn = functions.find_by_name(key)
+            except Exception as error:
+                error.add_note(
+                    f"The worker could not import {key[1:].decode()}, "
+                    "which the call refers to by name."
+                )
+                raise
+        args, kwargs = load(payload, buffers)
+        return fn, args, kwargs
+
+    def _place(
+        self, message: Message, kind: Kind, pickled: Pickled, seconds: float
+    ) -> Message:
+        refs: list[Ref] = []
+        payload: Any = pickled.payload
+        spilled = len(payload) >= INLINE_LIMIT
+        sources = [*pickled.sources, *([Source(payload)] if spilled else [])]
+        try:
+            for source in sources:
+                assert isinstance(source, Source)
+                refs.append(self._memory.place(source))
+        except (MemoryError, SerializationError) as error:
+            self._memory.free(tuple(ref.offset for ref in refs))
+            if kind is Kind.ERROR:
+                # Not even the traceback fits: what is left is to say so.
+                error = type(error)("the call raised, and its traceback does not fit")
+            return self._place(message, Kind.ERROR, pickle_error(error), seconds)
+        return Message(
+            kind,
+            message.request,
+            self._config.generation,
+            self._memory.copied,
+            seconds,
+            tuple(refs),
+            payload=b"" if spilled else payload,
+            spilled=spilled,
+        )
+
+    def _run_inherited(self, initializer: Inherited) -> tuple[Kind, Pickled]:
+        try:
+            initializer.fn(*initializer.args)
+        except BaseException as error:  # noqa: BLE001
+            return Kind.ERROR, pickle_error(error, skip=1)
+        return Kind.RESULT, Pickled(b"", [])
+
+    def _report(self, kind: Kind, pickled: Pickled) -> None:
+        """Tell how the initializer went."""
+        if kind is Kind.RESULT:
+            self._send(
+                Message(
+                    Kind.READY,
+                    number=self._pid,
+                    leases=next(iter(in_batches(self._memory.ended())), ()),
+                )
+            )
+            return
+        name, text, trace, _ = load(pickled.payload, ())
+        reason = f"{name}: {text}\n{trace}".encode()[: INLINE_LIMIT - 1]
+        self._send(Message(Kind.REFUSED, payload=reason))
+
+    def _define(self, message: Message) -> None:
+        if not message.payload:
+            self._functions.pop(message.key, None)
+            return
+        try:
+            self._functions[message.key] = pickle.loads(message.payload)
+        except BaseException as error:  # noqa: BLE001  (reported by the call that needs it)
+            self._functions[message.key] = _Raises(error)
+
+    # -- talking to the parent -----------------------------------------------------------
+
+    def _send(self, message: Message) -> None:
+        data = encode(message._replace(generation=self._config.generation))
+        try:
+            send_blocking(self._replies, data, packets=self._config.packets)
+        except ConnectionError:
+            _leave()
+
+    def _send_returned(self, nbytes: int) -> None:
+        *others, last = [*in_batches(self._memory.ended())] or [()]
+        for leases in others:
+            self._send(Message(Kind.RETURNED, leases=leases))
+        self._send(Message(Kind.RETURNED, number=nbytes, request=1, leases=last))
+
+    def _want_quota(self, nbytes: int) -> tuple[int, int, int]:
+        """Ask the parent for room, and wait for its answer: it always gives one."""
+        self._send(Message(Kind.WANT, number=nbytes))
+        while True:
+            message = decode(self._receiver.receive())
+            if message.kind is Kind.GRANT:
+                used, budget = message.leases
+                return message.number, used, budget
+            self._postponed.append(message)
+
+
+class _Raises:
+    """Stands for a function that could not be rebuilt."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise self._error
+
+
+def pickle_error(error: BaseException, *, skip: int = 0) -> Pickled:
+    """An exception as (type name, message, traceback text, its own pickle or b"")."""
+    text = "".join(
+        traceback.format_exception(type(error), error, _skip(error.__traceback__, skip))
+    )
+    # The frames hold the arguments; the exception may well be kept by someone.
+    error.__traceback__ = None
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001  (a broken __str__ must not lose the failure)
+        message = "<str() of the exception failed>"
+    try:
+        own = dump(error, ReplyPickler)
+        body = bytes(own.payload) if not own.sources else _in_band(error)
+    except BaseException:  # noqa: BLE001  (then it goes as RemoteError)
+        body = b""
+    cls = type(error)
+    name = cls.__qualname__
+    if cls.__module__ not in {"builtins", "__main__"}:
+        name = f"{cls.__module__}.{name}"
+    return Pickled(pickle.dumps((name, message, text, body), protocol=5), [])
+
+
+def _in_band(error: BaseException) -> bytes:
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(error, protocol=5)
+    return data
+
+
+def _skip(trace: TracebackType | None, frames: int) -> TracebackType | None:
+    for _ in range(frames):
+        if trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+    return trace
+
+
+def _leave() -> NoReturn:
+    """The parent is gone: nobody is left to tell."""
+    sys.stderr.flush()
+    os._exit(1)

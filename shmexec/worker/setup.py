@@ -1,0 +1,193 @@
+"""What a worker does once, before its first call."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing import reduction
+from types import FrameType
+from typing import Any
+
+import cloudpickle
+
+INTERRUPT = getattr(signal, "SIGUSR1", None)
+"""Sent by the parent to a worker whose call must stop: dumps the stacks, interrupts."""
+
+MARK_BYTES = 8
+"""At the start of the fault log the worker writes the number of the call it begins."""
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+class PassedDescriptor:
+    """A file descriptor that goes to a new process with the process object."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __getstate__(self) -> Any:
+        return reduction.DupFd(self.number)
+
+    def __setstate__(self, duplicate: Any) -> None:
+        self.number = duplicate.detach()
+
+
+class Inherited:
+    """An initializer that goes with the process itself, as queues and locks must.
+
+    By cloudpickle, since the initializer may be a lambda.
+    """
+
+    def __init__(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.fn = fn
+        self.args = args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _inherited, (cloudpickle.dumps((self.fn, self.args)),)
+
+
+def _inherited(data: bytes) -> Inherited:
+    return Inherited(*pickle.loads(data))
+
+
+@dataclass
+class WorkerConfig:
+    """Everything a worker must know to start."""
+
+    generation: int
+    name: str
+    segment_kind: Any
+    packets: bool
+    threads: int
+    parent_arena: int
+    parent_size: int
+    own_arena: int
+    own_size: int
+    requests: PassedDescriptor
+    replies: PassedDescriptor
+    parent_segment: PassedDescriptor
+    own_segment: PassedDescriptor
+    fault_log: PassedDescriptor
+    lifeline: PassedDescriptor
+    has_initializer: bool = False
+    inherited: Inherited | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+    path: list[str] = field(default_factory=list)
+    folder: str | None = None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised in a call that the parent wants to stop."""
+
+
+def prepare(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
+    """Settings of the process: environment, signals, threads, name, lifeline."""
+    os.environ.clear()
+    os.environ.update(config.env)
+    limit = str(config.threads)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, limit))
+    os.environ.update(config.extra_env)
+    sys.path[:] = config.path
+    if config.folder is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(config.folder)
+    _signals(config, is_running)
+    _hold_lifeline(config)
+    _limit_threads(config.threads)
+    _reseed()
+    _name(config.name)
+    # A worker shall go before the notebook does.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("500")
+
+
+def _signals(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
+    # The terminal sends Ctrl-C to all processes; what it means is the parent's call.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable(config.fault_log.number, all_threads=True)
+    if INTERRUPT is None:
+        return
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        if is_running():
+            raise Interrupted
+
+    signal.signal(INTERRUPT, interrupt)
+    # The dump comes from C, whatever the interpreter does; then the handler above.
+    faulthandler.register(
+        INTERRUPT, file=config.fault_log.number, all_threads=True, chain=True
+    )
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {INTERRUPT})
+
+
+def _hold_lifeline(config: WorkerConfig) -> None:
+    """Die with the parent, even if stopped or stuck in C code that holds the GIL.
+
+    The parent alone has the writing end of this pipe. When that closes, the kernel
+    sends the signal itself. Elsewhere than on Linux a thread waits for it.
+    """
+    pipe = config.lifeline.number
+    if hasattr(signal, "SIGIO") and platform.system() == "Linux":
+        import fcntl
+
+        set_signal = 10  # F_SETSIG
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, set_signal, signal.SIGKILL)
+        flags = fcntl.fcntl(pipe, fcntl.F_GETFL)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
+        # It may have closed before the signal was asked for.
+        try:
+            gone = os.read(pipe, 1) == b""
+        except BlockingIOError:
+            gone = False
+        if gone:
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        os.read(pipe, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="shmexec-lifeline", daemon=True).start()
+
+
+def _limit_threads(threads: int) -> None:
+    """Limit the BLAS and OpenMP libraries that are loaded; others see the variables."""
+    if "numpy" not in sys.modules:
+        return
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(threads)
+
+
+def _reseed() -> None:
+    """Give this process random numbers of its own, whatever it was forked from."""
+    random = sys.modules.get("random")
+    if random is not None:
+        random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+def _name(name: str) -> None:
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write(name[:15])
