@@ -1,0 +1,317 @@
+"""Packing calls for workers, and unpacking what came back."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shmexec.deadline import Deadline
+from shmexec.errors import (
+    PoolClosed,
+    RemoteError,
+    RemoteTraceback,
+    SerializationError,
+    SharedMemoryFull,
+)
+from shmexec.memory.host import Block, Host
+from shmexec.options import INLINE_LIMIT
+from shmexec.runtime.futures import Future
+from shmexec.wire.functions import FunctionRef, describe
+from shmexec.wire.messages import Kind, Mode
+from shmexec.wire.pickling import (
+    AnySource,
+    Pickled,
+    PlacedSource,
+    Source,
+    dump,
+    explain,
+    load,
+)
+from shmexec.worker.tasks import run_batch, run_chunk
+
+CALLS = "calls"
+"""Holder of the leases that pending and running calls have on their arguments."""
+
+HOLDING_STILL = 5.0
+"""Seconds that a submit waits for room which only results in this program can give."""
+
+LOOK = 0.05
+"""Seconds after which a thread that waits for room looks by itself."""
+
+_resolving = threading.local()
+
+
+class Argument(NamedTuple):
+    """A buffer of a packed call: where it lies, and how it may be used."""
+
+    key: tuple[int, int]
+    offset: int
+    nbytes: int
+    mode: Mode
+
+
+class PackedCall:
+    """A call ready to be sent, as often as it must be."""
+
+    __slots__ = (
+        "arguments",
+        "blocks",
+        "by_reference",
+        "copied",
+        "function",
+        "future",
+        "name",
+        "number",
+        "payload",
+        "spilled",
+        "timeout",
+    )
+
+    def __init__(self, function: FunctionRef, name: str) -> None:
+        self.function = function
+        self.name = name
+        self.number = 0
+        self.payload: bytes = b""
+        self.spilled = False
+        self.timeout: float | None = None
+        self.arguments: list[Argument] = []
+        self.blocks: list[Block] = []
+        self.copied = 0
+        self.by_reference = 0
+        self.future: Future[Any] = Future()
+
+
+def pack(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    room: RoomMaker,
+    *,
+    copy: bool = False,
+) -> PackedCall:
+    """Pickle a call and copy its buffers into blocks.
+
+    Args:
+        fn: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        room: Gives the blocks.
+        copy: Have the worker copy the buffers, since the call may run again.
+
+    Raises:
+        SerializationError: If something cannot be pickled.
+        SharedMemoryFull: If there is no room. Nothing is held after an error.
+    """
+    name = _name(fn, args)
+    try:
+        function = describe(fn)
+        pickled = dump((args, kwargs) if function.key else (fn, args, kwargs))
+    except Exception as error:
+        parts = {f"args[{i}]": arg for i, arg in enumerate(args)}
+        parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
+        raise explain(error, {**parts, "fn": fn}, f"the call of {name}") from error
+    call = PackedCall(function, name)
+    try:
+        _place_all(call, pickled, room, Mode.COPY if copy else Mode.PRIVATE)
+    except BaseException:
+        room.give_back(call.blocks)
+        raise
+    return call
+
+
+def _name(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """The user's word for the call, also if it is a chunk or a batch of calls."""
+    if fn is run_batch or fn is run_chunk:  # fn may not be hashable
+        fn = args[0]
+    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+
+
+def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) -> None:
+    sources: list[AnySource] = pickled.sources
+    if len(pickled.payload) >= INLINE_LIMIT:
+        sources = [*sources, Source(pickled.payload)]
+        call.spilled = True
+    else:
+        call.payload = bytes(pickled.payload)
+    for source in sources:
+        if isinstance(source, PlacedSource):
+            key = (source.arena, source.block_offset)
+            call.arguments.append(
+                Argument(key, source.offset, source.nbytes, source.mode)
+            )
+            call.by_reference += source.nbytes
+            continue
+        block = room.place(source.nbytes)
+        call.blocks.append(block)
+        source.fill(room.bytes_of(block))
+        call.copied += source.nbytes
+        call.arguments.append(Argument(block.key, block.key[1], block.nbytes, mode))
+
+
+class RoomMaker:
+    """Gives blocks of the host to calls; waits for room where waiting is allowed."""
+
+    def __init__(
+        self,
+        host: Host,
+        account: Hashable,
+        reclaim: Callable[[], bool],
+        in_flight: Callable[[], bool],
+    ) -> None:
+        self._host = host
+        self._account = account
+        self._reclaim = reclaim
+        self._in_flight = in_flight
+
+    def bytes_of(self, block: Block) -> np.ndarray:
+        """The bytes of a block, to be filled."""
+        return self._host.bytes_of(block)
+
+    def give_back(self, blocks: list[Block]) -> None:
+        """End the leases of blocks that were placed."""
+        self._host.release([block.lease for block in blocks])
+
+    def place(self, nbytes: int, *, may_wait: bool = True) -> Block:
+        """A block leased to :data:`CALLS`.
+
+        Waits while calls in flight may free room, and a little if only results that
+        the program still holds could.
+
+        Raises:
+            SharedMemoryFull: If the block is larger than the whole budget, or waiting
+                is not allowed (in a callback, under an event loop), or did not help.
+        """
+        host = self._host
+        deadline: Deadline | None = None
+        while True:
+            try:
+                return host.allocate(self._account, nbytes, CALLS)
+            except SharedMemoryFull as error:
+                if nbytes > error.budget or not may_wait or not may_block():
+                    raise
+                reclaiming = self._reclaim()
+                if reclaiming or self._in_flight():
+                    deadline = None
+                elif deadline is None:
+                    deadline = Deadline(HOLDING_STILL)
+                elif deadline.passed():
+                    raise
+            # Woken by whatever discharges the budget; results that died since are
+            # noticed by looking.
+            with host.room:
+                host.room.wait(LOOK)
+
+
+def may_block() -> bool:
+    """Whether this thread may wait: not in a callback, nor under an event loop."""
+    if getattr(_resolving, "active", False):
+        return False
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return True
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
+class Outcome(NamedTuple):
+    """What a call came to; waits to be put into its future, outside of all locks."""
+
+    call: PackedCall
+    kind: Kind | None
+    payload: Any = b""
+    views: tuple[np.ndarray, ...] = ()
+    error: BaseException | None = None
+    cancelled: bool = False
+
+
+def resolve(outcome: Outcome) -> None:
+    """Put an outcome into its future; harmless if somebody did so already.
+
+    Runs callbacks, which may submit, and wait.
+    """
+    future = outcome.call.future
+    result, error = None, outcome.error
+    if not (outcome.cancelled or future.settled or error is not None):
+        result, error = _unpack(outcome)
+    before = getattr(_resolving, "active", False)
+    _resolving.active = True
+    try:
+        if outcome.cancelled:
+            future.settle_cancelled()
+        elif future.settled:
+            return
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+    finally:
+        _resolving.active = before
+
+
+def _unpack(outcome: Outcome) -> tuple[Any, BaseException | None]:
+    if outcome.kind is Kind.ERROR:
+        return None, _unpack_error(outcome)
+    try:
+        return load(outcome.payload, outcome.views), None
+    except BaseException as cause:
+        if _is_for_this_thread(cause):
+            raise  # not the call's; it is unpacked again later
+        msg = (
+            f"the result of {outcome.call.name} cannot be unpickled here: "
+            f"{type(cause).__name__}: {cause}"
+        )
+        error = SerializationError(msg, "result")
+        error.__cause__ = cause
+        return None, error
+
+
+def _is_for_this_thread(error: BaseException) -> bool:
+    """Whether it may be the user's Ctrl-C, which only the main thread gets."""
+    return (
+        isinstance(error, KeyboardInterrupt)
+        and threading.current_thread() is threading.main_thread()
+    )
+
+
+def _unpack_error(outcome: Outcome) -> BaseException:
+    return _rebuild_error(*load(outcome.payload, outcome.views))
+
+
+def _rebuild_error(name: str, message: str, text: str, body: bytes) -> BaseException:
+    error: BaseException
+    try:
+        error = pickle.loads(body) if body else RemoteError(name, message, text)
+        if not isinstance(error, BaseException):
+            raise TypeError
+    except BaseException as cause:
+        if _is_for_this_thread(cause):
+            raise
+        error = RemoteError(name, message, text)  # it cannot be rebuilt, its text can
+    error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+def closed_error(name: str, *, forked: bool, exiting: bool) -> PoolClosed:
+    """Why a call cannot be taken."""
+    if forked:
+        return PoolClosed(
+            f"executor {name!r} belongs to the parent of this process; make one here"
+        )
+    if exiting:
+        return PoolClosed(
+            f"executor {name!r}: cannot schedule new futures after interpreter shutdown"
+        )
+    return PoolClosed(f"executor {name!r}: cannot schedule new futures after shutdown")
+
+
+def rebuild_error(data: bytes) -> BaseException:
+    """The exception that a worker pickled as part of a result."""
+    return _rebuild_error(*pickle.loads(data))

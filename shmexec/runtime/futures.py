@@ -1,0 +1,120 @@
+"""The future: a real ``concurrent.futures.Future`` whose waiter reads its own reply."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future as BaseFuture
+from concurrent.futures._base import CANCELLED, FINISHED, PENDING, RUNNING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shmexec.deadline import Deadline
+
+if TYPE_CHECKING:
+    from shmexec.runtime.pool import Pool
+
+T = TypeVar("T")
+
+
+class Future(BaseFuture[T]):
+    """What :meth:`shmexec.Executor.submit` returns.
+
+    As in the standard library, with one addition: ``cancel(running=True)`` also stops
+    a call that runs.
+    """
+
+    _pool: Pool | None = None
+    _call: int = 0
+
+    def attach(self, pool: Pool, call: int) -> None:
+        """Tie the future to its call; for the pool only."""
+        self._pool = pool
+        self._call = call
+
+    def result(self, timeout: float | None = None) -> T:
+        """The call's result, or its exception raised.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+
+        Raises:
+            TimeoutError: If it is not done by then; the call goes on.
+            CancelledError: If it was cancelled.
+        """
+        return super().result(self._drive(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The exception that the call raised, None if it returned.
+
+        Args:
+            timeout: Seconds to wait; None waits for ever.
+
+        Raises:
+            TimeoutError: If it is not done by then; the call goes on.
+            CancelledError: If it was cancelled.
+        """
+        return super().exception(self._drive(timeout))
+
+    def _drive(self, timeout: float | None) -> float | None:
+        """Read replies in this thread until done; the seconds that are left."""
+        if self._pool is None or self.settled:
+            return timeout
+        deadline = Deadline(timeout)
+        self._pool.leading.drive(self, deadline)
+        return deadline.remaining()
+
+    def cancel(self, *, running: bool = False) -> bool:
+        """Cancel the call if it has not begun.
+
+        Args:
+            running: Also if it runs: its worker is interrupted, then killed, and
+                replaced; the future fails with :class:`shmexec.CallStopped`, which is a
+                ``CancelledError``.
+
+        Returns:
+            Whether the call will not run to its end.
+        """
+        cancelled = super().cancel()
+        pool = self._pool
+        if pool is not None and (cancelled or (running and not self.done())):
+            return pool.cancel(self._call, running=not cancelled) or cancelled
+        return cancelled
+
+    def add_done_callback(self, fn: Callable[[BaseFuture[T]], Any]) -> None:
+        """Call ``fn(future)`` when the future is done, at once if it is."""
+        super().add_done_callback(fn)
+        if self._pool is not None and not self.done():
+            # Perhaps nobody ever waits for this one: the dispatcher must read.
+            self._pool.leading.expect_callback()
+
+    def settle_cancelled(self) -> None:
+        """Bring the future into the state that ``wait`` looks for; for the pool only."""
+        super().cancel()
+        with self._condition:
+            if self._state == CANCELLED:
+                self.set_running_or_notify_cancel()
+            elif self._state == RUNNING:  # it had been sent once, and came back
+                self.set_exception(CancelledError())
+
+    def disown(self, error: BaseException) -> None:
+        """In a forked child: fail without a word to anybody; for the pool only.
+
+        Another thread may have held the condition at the fork; it does not exist here.
+        """
+        self._pool = None
+        self._condition = threading.Condition()
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+        if self._state in {PENDING, RUNNING}:
+            self._exception = error
+            self._state = FINISHED
+
+    @property
+    def settled(self) -> bool:
+        """As ``done()``, without taking the lock; for the pool only."""
+        return self._state not in {PENDING, RUNNING}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it has not begun; for the pool only."""
+        return self._state == PENDING

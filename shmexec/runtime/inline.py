@@ -1,0 +1,113 @@
+"""A pool without processes: calls run where they are submitted, for a debugger."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from shmexec.options import CallOptions, Options
+from shmexec.runtime.calls import closed_error
+from shmexec.runtime.futures import Future
+from shmexec.stats import Stats
+
+
+class InlinePool:
+    """What :class:`~shmexec.runtime.pool.Pool` is, in one process.
+
+    Arguments are not copied, and time-outs and retries have no meaning here.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._closed = False
+        self._initialized = options.initializer is None
+        self._numbers = itertools.count(1)
+        self._done = self._failed = 0
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        worker: int | None = None,
+    ) -> Future[Any]:
+        """Run the call now."""
+        if self._closed:
+            raise closed_error(self.options.name, forked=False, exiting=False)
+        if not self._initialized and self.options.initializer is not None:
+            self._initialized = True
+            self.options.initializer(*self.options.initargs)
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(fn(*args, **kwargs))
+            self._done += 1
+        except Exception as error:  # noqa: BLE001  (it belongs to the future)
+            future.set_exception(error)
+            self._failed += 1
+        return future
+
+    def broadcast(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> list[Future[Any]]:
+        """Run it once."""
+        return [self.submit(fn, args, kwargs, self.options.call)]
+
+    def resize(self, max_workers: int) -> None:
+        """Nothing to do: there is one process."""
+
+    def pids(self) -> list[int]:
+        """There are none."""
+        return []
+
+    def width(self) -> int:
+        """One call at a time."""
+        return 1
+
+    def place(self, nbytes: int) -> None:
+        """Nothing is shared."""
+        return
+
+    def bytes_of(self, block: Any) -> np.ndarray:
+        """Never called, since nothing is placed."""
+        raise TypeError(block)
+
+    def keep(self, block: Any) -> np.ndarray:
+        """Never called, since nothing is placed."""
+        raise TypeError(block)
+
+    def give_back(self, block: Any) -> None:
+        """Never called, since nothing is placed."""
+        raise TypeError(block)
+
+    def stats(self) -> Stats:
+        """Figures, most of them zero."""
+        return Stats(
+            name=self.options.name,
+            max_workers=1,
+            workers=(),
+            submitted=self._done + self._failed,
+            pending=0,
+            running=0,
+            done=self._done,
+            failed=self._failed,
+            cancelled=0,
+            worker_deaths=0,
+            bytes_copied_in=0,
+            bytes_copied_out=0,
+            bytes_by_reference=0,
+            shared_memory_used=0,
+            shared_memory_budget=0,
+            native=False,
+        )
+
+    def shutdown(self, *, wait: bool = True, cancel_futures: bool = False) -> None:
+        """Take no more calls."""
+        self._closed = True
+
+    def abandon(self) -> None:
+        """Nothing is left behind."""

@@ -1,0 +1,305 @@
+"""Who reads replies: the thread that waits for one, else the dispatcher.
+
+The *leader* holds ``lead`` and polls. It reads every reply that comes, whosever it is.
+A thread in ``result()`` leads if it can; then its reply needs no hand-over between
+threads. The dispatcher, a thread of the pool, leads in all other cases:
+
+- while nothing is going on it leads and sleeps in the poll, without a time-out;
+- a thread that wants to lead claims: it wakes the dispatcher, which steps back and then
+  looks each millisecond whether anybody leads. If nobody did for one interval, it
+  leads again. While one thread leads for longer, it waits to be rung for instead;
+- while futures with callbacks are unresolved, or several threads wait, it does not step
+  back: the reply may be for none of those who could lead.
+
+Every wait and its waker: the leader's poll, by a reply, a death (the kernel), the next
+deadline of the scheduler, or the waker. A thread that waits for a future it does not
+lead for, by whoever leads; when a leader leaves it wakes the dispatcher if others wait.
+The dispatcher does not die: what goes wrong in it breaks the pool, which resolves all.
+
+Three rules make an interrupt at any bytecode harmless: bytes go from the kernel to the
+inbox within one C call; the inbox is peeked, handled, then popped; futures are resolved
+after ``lead`` is released, by number, so that doing it twice is harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import threading
+from typing import TYPE_CHECKING, Any
+
+from shmexec.deadline import Deadline
+from shmexec.wire.channel import Waker
+
+if TYPE_CHECKING:
+    from shmexec.runtime.futures import Future
+    from shmexec.runtime.pool import Pool
+
+NAP = 0.001
+"""Seconds that something may stay unread while nobody waits for it."""
+
+CLAIM = 0.005
+"""Seconds that a thread waits for the dispatcher to step back."""
+
+PATIENCE = 3
+"""Naps in a row under the same leader before the dispatcher waits to be rung for."""
+
+LONG_NAP = 1.0
+"""Seconds after which it looks all the same."""
+
+TRIM_AFTER = 5.0
+"""Seconds of idleness after which memory goes back to the system."""
+
+READ, WRITE = select.POLLIN, select.POLLOUT
+
+
+class Poller:
+    """epoll where there is one, else poll; may be changed while another thread polls."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        self._wanted: dict[int, int] = {}
+
+    def add(self, descriptor: int, events: int = READ) -> None:
+        """Watch a descriptor, or change what is watched for."""
+        known = descriptor in self._wanted
+        self._wanted[descriptor] = events
+        if self._epoll is None:
+            return
+        if known:
+            self._epoll.modify(descriptor, events)
+        else:
+            self._epoll.register(descriptor, events)
+
+    def remove(self, descriptor: int) -> None:
+        """Watch it no more; before it is closed."""
+        if self._wanted.pop(descriptor, None) is not None and self._epoll is not None:
+            self._epoll.unregister(descriptor)
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Descriptors with events; at once if there are any."""
+        if self._epoll is not None:
+            return self._epoll.poll(timeout)
+        poll = select.poll()
+        for descriptor, events in list(self._wanted.items()):
+            poll.register(descriptor, events)
+        return poll.poll(None if timeout is None else timeout * 1000)
+
+    def close(self) -> None:
+        """Close it."""
+        if self._epoll is not None:
+            self._epoll.close()
+
+
+class Leading:
+    """See the module."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.poller = Poller()
+        self.waker = Waker()
+        self.poller.add(self.waker.fileno)
+        self._lead = threading.Lock()
+        self._bell = _Bell()
+        self._claimed = False  # set by who wants to lead, cleared by the dispatcher
+        self._followers: list[None] = []  # its length counts, atomically
+        self._callbacks = False
+        self._dispatching = False  # the dispatcher leads
+        self._parked = False  # the dispatcher waits for the bell alone
+        self._led = 0  # how often a thread has led; tells the dispatcher of activity
+        self._asleep = False  # the dispatcher leads and there is nothing to do
+        self._thread: threading.Thread | None = None
+
+    # -- threads that wait ---------------------------------------------------------------
+
+    def drive(self, future: Future[Any], deadline: Deadline) -> None:
+        """Lead until the future is done or the deadline passes, if leading is possible.
+
+        Returns early if another thread leads; that one, or the dispatcher, resolves the
+        future then.
+        """
+        while not future.settled and not deadline.passed():
+            if not self._lead_for(future, deadline):
+                if self._may_claim():
+                    continue
+                self._follow(future, deadline)
+                return
+
+    def _lead_for(self, future: Future[Any], deadline: Deadline) -> bool:
+        """Lead until something is to be resolved; whether leading was possible."""
+        pool = self._pool
+        got: list[bool] = []
+        try:
+            # One C call, so that an interrupt cannot fall between lock and note.
+            got.extend(map(self._lead.acquire, (False,)))
+            if not got[0]:
+                return False
+            self._led += 1
+            while not (future.settled or pool.has_resolutions() or pool.has_work()):
+                if not self._read(deadline.remaining()) and deadline.passed():
+                    break
+        finally:
+            if got and got[0]:
+                self._lead.release()
+        pool.resolve()
+        if self._parked or self._followers or self._callbacks or pool.has_work():
+            self._bell.ring()
+        return True
+
+    def _may_claim(self) -> bool:
+        """Have the dispatcher step back, if it leads and nothing else needs it."""
+        if self._followers or self._callbacks or not self._dispatching:
+            return False
+        self._claimed = True
+        self.waker.wake()
+        got: list[bool] = []
+        try:
+            got.extend(map(self._lead.acquire, (True,), (CLAIM,)))
+        finally:
+            if got and got[0]:
+                self._lead.release()
+        return got[0]
+
+    def _follow(self, future: Future[Any], deadline: Deadline) -> None:
+        self._followers.append(None)
+        try:
+            self._bell.ring()
+            with future._condition:  # noqa: SLF001  (as Future.result does)
+                if not future.settled:
+                    future._condition.wait(deadline.remaining())  # noqa: SLF001
+        finally:
+            self._followers.pop()
+
+    def expect_callback(self) -> None:
+        """A future that may have no waiter needs its callback called."""
+        if not self._callbacks:
+            self._callbacks = True
+            if not self._dispatching:
+                self._bell.ring()
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _read(self, timeout: float | None) -> bool:
+        """Poll once and take in what is there; the caller holds ``lead``."""
+        pool = self._pool
+        tick = pool.seconds_to_tick()
+        if tick is not None and (timeout is None or tick < timeout):
+            timeout = tick
+        events = self.poller.poll(timeout)
+        for descriptor, event in events:
+            if descriptor == self.waker.fileno:
+                self.waker.clear()
+            else:
+                pool.take(descriptor, event)
+        pool.process(ticking=tick is not None)
+        return bool(events)
+
+    # -- the dispatcher ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the dispatcher, once."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run,
+                name=f"{self._pool.options.name}-dispatcher",
+                daemon=True,
+            )
+            self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        """Whether the dispatcher was started."""
+        return self._thread is not None
+
+    def poke(self) -> None:
+        """Wake the dispatcher if it sleeps; safe in a finalizer."""
+        if self._asleep:
+            self.waker.wake()
+
+    def wake(self) -> None:
+        """Have whoever leads look around, and the dispatcher take its share."""
+        self.waker.wake()
+        self._bell.ring()
+
+    def join(self) -> None:
+        """Wait for the dispatcher to end, unless this is it."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def close(self) -> None:
+        """Close the descriptors; when the dispatcher has ended."""
+        self.poller.close()
+        self.waker.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._pool.finished():
+                self._pool.work()
+                if self._lead.acquire(blocking=False):
+                    self._dispatch()
+                else:
+                    self._stand_by()
+                self._pool.resolve()
+        except BaseException as error:  # noqa: BLE001  (nobody else is told)
+            self._pool.dispatcher_failed(error)
+        finally:
+            self._pool.ended()
+
+    def _dispatch(self) -> None:
+        """Lead until somebody else wants to, or this thread is needed elsewhere."""
+        pool = self._pool
+        stepping_back = False
+        try:
+            self._dispatching = True
+            while not (pool.has_work() or pool.has_resolutions() or pool.finished()):
+                if self._claimed:
+                    self._claimed = False
+                    stepping_back = not self._callbacks
+                    break
+                idle = not pool.unresolved()
+                if idle:
+                    self._callbacks = False
+                self._asleep = idle
+                self._read(pool.seconds_to_trim() if idle else None)
+                self._asleep = False
+        finally:
+            self._asleep = self._dispatching = False
+            self._lead.release()
+        if stepping_back:
+            self._stand_by()
+
+    def _stand_by(self) -> None:
+        """Another thread leads: return when none has for a while, or on a need."""
+        quiet = 0
+        while True:
+            led = self._led
+            # One thread that leads for long is not looked at: it rings when it leaves.
+            self._parked = quiet > PATIENCE
+            rung = self._bell.wait(LONG_NAP if self._parked else NAP)
+            if self._parked:
+                self._parked, quiet = False, 0
+            if self._pool.has_work() or (rung and (self._followers or self._callbacks)):
+                return
+            if led != self._led:
+                quiet = 0
+            elif not self._lead.locked():
+                return
+            else:
+                quiet += 1
+
+
+class _Bell:
+    """Wakes one thread; a ring that nobody waits for is kept, a second one is not."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        """Wake the thread that waits, or the next one that does."""
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for a ring; whether there was one."""
+        return self._lock.acquire(timeout=timeout)

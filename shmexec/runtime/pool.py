@@ -1,0 +1,733 @@
+"""The pool: joins the scheduler with processes, sockets and memory.
+
+Its lock guards the machine, the tables and the sockets' writing ends, and is held only
+for bookkeeping and for writes that do not block. Calls are packed, workers started and
+futures resolved without it. Order of locks: ``lead``, then this one, then the host's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from shmexec.deadline import now
+from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
+from shmexec.memory.host import Block
+from shmexec.options import CallOptions, Options
+from shmexec.runtime import calls, lifecycle, monitor, reports
+from shmexec.runtime.calls import Outcome, PackedCall, RoomMaker, pack
+from shmexec.runtime.futures import Future
+from shmexec.runtime.leading import READ, TRIM_AFTER, WRITE, Leading
+from shmexec.runtime.processes import can_be_inherited
+from shmexec.runtime.workers import WorkerHandle
+from shmexec.scheduler import records as r
+from shmexec.scheduler.machine import Machine
+from shmexec.stats import Stats, WorkerStats
+from shmexec.wire.messages import (
+    LARGEST,
+    LEASES_AT_MOST,
+    Kind,
+    MalformedMessage,
+    Message,
+    Ref,
+    decode,
+)
+from shmexec.worker.setup import Inherited
+
+_SMALLEST_GRANT = 16 << 20
+
+RECLAIM_WITHIN = 1.0
+"""Seconds that a worker waits for others to give quota back; one may be stopped."""
+
+
+class _Whole:
+    """Around changes of state that must not be left half done.
+
+    An interrupt that strikes in there (Ctrl-C in the main thread, within some tens of
+    microseconds) leaves a state that nobody can vouch for: the pool is then ended and
+    all its futures fail, rather than that one of them waits for ever.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _type: object, error: BaseException | None, _trace: object
+    ) -> None:
+        if error is not None and not isinstance(error, Exception):
+            self._pool.torn = error
+            self._pool.leading.wake()
+
+
+class Pool:
+    """See the module. Made by the executor, kept alive by its dispatcher."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.host = lifecycle.host(options.segment)
+        if options.max_shared_memory is not None:
+            with self.host.lock:
+                if options.max_shared_memory > self.host.budget.limit():
+                    self.host.budget.raise_limit(options.max_shared_memory)
+        with self.host.lock:
+            self.host.budget.open(self, options.max_shared_memory)
+        self.room = RoomMaker(self.host, self, self._reclaim, self._in_flight)
+        self.initializer: PackedCall | None = None
+        self._inherited: Inherited | None = None
+        if options.initializer is not None:
+            self._pack_initializer(options.initializer)
+        self.leading = Leading(self)
+        self._machine = Machine(
+            options.max_workers,
+            max_restarts=options.max_restarts,
+            max_calls=options.max_tasks_per_child,
+            idle_timeout=options.idle_timeout,
+        )
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, PackedCall] = {}
+        self._workers: dict[int, WorkerHandle] = {}
+        self._by_descriptor: dict[int, WorkerHandle] = {}
+        self._inbox: deque[tuple[WorkerHandle, bytes]] = deque()
+        self._ended: deque[WorkerHandle] = deque()
+        self._events: deque[r.Event] = deque()
+        self._to_spawn: deque[int] = deque()
+        self._outcomes: dict[int, Outcome] = {}
+        self._wanting: list[tuple[WorkerHandle, int, float]] = []
+        self._closed = False
+        self._forked = False
+        self._gone = threading.Event()
+        self._trim_at: float | None = None
+        self._whole = _Whole(self)
+        self.torn: BaseException | None = None
+        self._copied = [0, 0, 0]  # in, out of workers that are gone, by reference
+        self.host.add_poke(self.leading.poke)
+        lifecycle.register(self)
+
+    def _pack_initializer(self, initializer: Callable[..., object]) -> None:
+        options = self.options
+        try:
+            self.initializer = pack(
+                initializer, options.initargs, {}, self.room, copy=True
+            )
+        except SerializationError:
+            inherited = Inherited(initializer, options.initargs)
+            if not can_be_inherited(options.start_method, inherited):
+                raise
+            self._inherited = inherited
+
+    # -- calls in --------------------------------------------------------------------
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        worker: int | None = None,
+    ) -> Future[Any]:
+        """Take a call in; see :meth:`shmexec.Executor.submit`."""
+        self.check_open()
+        try:
+            call = pack(fn, args, kwargs, self.room, copy=options.retries > 0)
+        except SerializationError as error:
+            # As the standard library: it is the call that failed, not its submission.
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+        return self.enter(call, options, worker)
+
+    def enter(
+        self, call: PackedCall, options: CallOptions, worker: int | None = None
+    ) -> Future[Any]:
+        """Hand a packed call to the scheduler."""
+        try:
+            with self._lock, self._whole:
+                self.check_open()
+                call.number = number = next(self._numbers)
+                call.timeout = options.timeout
+                call.future.attach(self, number)
+                self._calls[number] = call
+                self._copied[0] += call.copied
+                self._copied[2] += call.by_reference
+                self._handle(
+                    r.Submitted(
+                        number,
+                        options.timeout,
+                        options.retries,
+                        options.priority,
+                        worker,
+                    )
+                )
+                self.leading.start()
+        except BaseException:
+            self.room.give_back(call.blocks)
+            raise
+        if self._to_spawn or self._outcomes or options.timeout is not None:
+            self.leading.wake()
+        return call.future
+
+    def check_open(self) -> None:
+        """Raise PoolClosed or PoolBroken if no call can be taken."""
+        if self._closed or self._forked or lifecycle.exiting():
+            raise calls.closed_error(
+                self.options.name, forked=self._forked, exiting=lifecycle.exiting()
+            )
+        if self._machine.broken or self.torn is not None:
+            raise self._broken()
+
+    def _broken(self) -> PoolBroken:
+        reasons = self._machine.broken or (repr(self.torn),)
+        return PoolBroken(
+            f"pool {self.options.name!r} cannot start workers: {'; '.join(reasons)}. "
+            "Mend the cause and make a new executor",
+            reasons,
+        )
+
+    def cancel(self, number: int, *, running: bool) -> bool:
+        """Drop a pending call whose future is cancelled, or stop a running one."""
+        with self._lock, self._whole:
+            known = number in self._calls
+            self._handle(r.Cancelled(number, running))
+        self.resolve()
+        self.leading.wake()
+        return known
+
+    def broadcast(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> list[Future[Any]]:
+        """Submit a call to each worker, after starting as many as the pool may have."""
+        self.check_open()
+        with self._lock:
+            self._handle(r.Everyone())
+            numbers = [
+                worker.id
+                for worker in self._machine.workers.values()
+                if worker.state is not r.WorkerState.DRAINING
+            ]
+        options = self.options.call
+        return [self.submit(fn, args, kwargs, options, n) for n in numbers]
+
+    def resize(self, max_workers: int) -> None:
+        """Change the number of workers; surplus ones end when idle."""
+        with self._lock:
+            self.check_open()
+            self._handle(r.Resized(max_workers))
+        self.leading.wake()
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers that run."""
+        with self._lock:
+            return [handle.process.pid for handle in self._workers.values()]
+
+    # -- memory for batches ------------------------------------------------------------
+
+    def width(self) -> int:
+        """How many calls may run at once."""
+        return self._machine.max_workers
+
+    def place(self, nbytes: int) -> Block | None:
+        """A block for arrays of several calls; None if there is no room now."""
+        try:
+            return self.room.place(nbytes, may_wait=False)
+        except SharedMemoryFull:
+            return None
+
+    def bytes_of(self, block: Block) -> np.ndarray:
+        """Its bytes, writable."""
+        return self.host.bytes_of(block)
+
+    def give_back(self, block: Block) -> None:
+        """End the lease that :meth:`place` gave."""
+        self.room.give_back([block])
+
+    def keep(self, block: Block) -> np.ndarray:
+        """Its bytes as the program's own array, for as long as views of it live."""
+        return self.host.keep(block)
+
+    # -- the machine -----------------------------------------------------------------
+
+    def _handle(self, event: r.Event) -> None:
+        """Let the machine decide, and do it. The caller holds the lock."""
+        self._events.append(event)
+        while self._events:
+            for command in self._machine.handle(self._events.popleft(), now()):
+                self._do(command)
+
+    def _do(self, command: r.Command) -> None:
+        if isinstance(command, r.Send):
+            self._send(self._calls[command.call], self._workers[command.worker])
+        elif isinstance(command, r.Spawn):
+            self._to_spawn.append(command.worker)
+        elif isinstance(command, r.Exit):
+            handle = self._workers.get(command.worker)
+            if handle is not None:
+                self._tell(handle, Message(Kind.EXIT))
+        elif isinstance(command, r.Kill):
+            self._kill(command)
+        elif isinstance(command, r.Drop):
+            call = self._forget(command.call)
+            if call is not None:
+                self._outcomes[call.number] = Outcome(call, None, cancelled=True)
+        elif isinstance(command, r.Fail):
+            self._fail(command)
+
+    def _kill(self, command: r.Kill) -> None:
+        handle = self._workers.get(command.worker)
+        if handle is not None:
+            if command.force:
+                handle.kill()
+            else:
+                handle.interrupt()
+
+    def _send(self, call: PackedCall, handle: WorkerHandle) -> None:
+        future = call.future
+        if future.waiting and not future.set_running_or_notify_cancel():
+            # Cancelled a moment ago; the worker goes on to the next call.
+            self._forget(call.number)
+            self._events.append(r.Finished(call.number, handle.number, ok=False))
+            return
+        self._tell_call(call, handle, call.number)
+
+    def _tell_call(self, call: PackedCall, handle: WorkerHandle, request: int) -> None:
+        handle.send_function(call.function)
+        refs: tuple[Ref, ...] = ()
+        host = self.host
+        if host.returns.ended:
+            host.settle()  # so that this worker can use its dropped results again
+        if call.arguments:
+            with host.lock:
+                refs = tuple(
+                    Ref(host.lease(key, handle.holder), key[0], offset, nbytes, mode)
+                    for key, offset, nbytes, mode in call.arguments
+                )
+        handle.request = request
+        sent = handle.send(
+            Message(
+                Kind.CALL,
+                request,
+                refs=refs,
+                leases=handle.take_frees(LEASES_AT_MOST) if handle.arena.frees else (),
+                key=call.function.key,
+                payload=call.payload,
+                spilled=call.spilled,
+            )
+        )
+        if not sent:
+            self._watch_writing(handle)
+
+    def _tell(self, handle: WorkerHandle, message: Message) -> None:
+        if not handle.send(message):
+            self._watch_writing(handle)
+
+    def _watch_writing(self, handle: WorkerHandle) -> None:
+        descriptor = handle.sender.sock.fileno()
+        self._by_descriptor[descriptor] = handle
+        self.leading.poller.add(descriptor, WRITE)
+
+    def _forget(self, number: int) -> PackedCall | None:
+        call = self._calls.pop(number, None)
+        if call is not None and call.blocks:
+            self.room.give_back(call.blocks)
+        return call
+
+    def _fail(self, command: r.Fail) -> None:
+        call = self._forget(command.call)
+        if call is None:
+            return
+        if command.why == "cancelled":
+            self._outcomes[call.number] = Outcome(call, None, cancelled=True)
+            return
+        handle = self._workers.get(command.worker or 0)
+        error = reports.failure(command, call, handle, self._broken)
+        self._outcomes[call.number] = Outcome(call, None, error=error)
+
+    # -- replies ---------------------------------------------------------------------
+
+    def take(self, descriptor: int, event: int) -> None:
+        """Move what a descriptor has into the inbox; the leader calls it."""
+        handle = self._by_descriptor.get(descriptor)
+        if handle is None:
+            return
+        if descriptor == handle.process.sentinel:
+            self.leading.poller.remove(descriptor)
+            self._ended.append(handle)
+        elif descriptor == handle.replies.fileno():
+            self._take_reply(handle, descriptor)
+        else:
+            with self._lock:
+                if handle.sender.flush() or event & ~WRITE:
+                    self.leading.poller.remove(descriptor)
+                    self._by_descriptor.pop(descriptor, None)
+
+    def _take_reply(self, handle: WorkerHandle, descriptor: int) -> bool:
+        """One read, which is one message where packets are; whether there was one."""
+        before = len(self._inbox)
+        try:
+            # Out of the kernel and into the inbox in one C call.
+            reads = map(os.read, (descriptor,), (LARGEST,))
+            self._inbox.extend(zip((handle,), reads, strict=False))
+        except (BlockingIOError, ConnectionError):
+            return False
+        if len(self._inbox) > before and not self._inbox[-1][1]:
+            self._inbox.pop()
+            # End of data is not yet the end of the process: the sentinel tells.
+            self.leading.poller.remove(descriptor)
+            return False
+        return len(self._inbox) > before
+
+    def process(self, *, ticking: bool) -> None:
+        """Handle what is in the inbox, then deaths, then time."""
+        with self._lock, self._whole:
+            self._empty_inbox()
+            while self._ended:
+                self._bury(self._ended[0])
+                self._ended.popleft()
+            if ticking:
+                due = self._machine.next_tick()
+                if due is not None and due <= now():
+                    self._handle(r.Tick())
+            self._try_wanting()
+
+    def _empty_inbox(self) -> None:
+        while self._inbox:
+            handle, data = self._inbox[0]
+            try:
+                if handle.framer is None:
+                    self._on_message(handle, decode(data))
+                else:
+                    for each in handle.framer.feed(data):
+                        self._on_message(handle, decode(each))
+            except (MalformedMessage, r.IllegalEvent, ValueError):
+                # Its memory is not to be trusted any more; its call fails with it.
+                handle.kill()
+            self._inbox.popleft()
+
+    def _on_message(self, handle: WorkerHandle, message: Message) -> None:
+        kind = message.kind
+        if message.generation != handle.number:
+            msg = f"worker {handle.number} speaks for {message.generation}"
+            raise MalformedMessage(msg)
+        if message.leases:
+            self.host.release_of(handle.holder, message.leases)
+        if kind is Kind.RESULT or kind is Kind.ERROR:
+            self._on_reply(handle, message)
+        elif kind is Kind.READY:
+            self._handle(r.WorkerReady(handle.number))
+        elif kind is Kind.REFUSED:
+            reason = f"the initializer failed: {message.payload.decode()}"
+            self._handle(r.WorkerRefused(handle.number, reason))
+        elif kind is Kind.WANT:
+            self._wanting.append((handle, message.number, now() + RECLAIM_WITHIN))
+        elif kind is Kind.RETURNED:
+            if message.request:
+                handle.trimming = False
+            self.host.returned(handle.arena, message.number)
+
+    def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
+        call = self._calls.get(message.request)
+        state = self._machine.calls.get(message.request)
+        if state is None or state.worker is None or state.worker.id != handle.number:
+            msg = f"a reply to call {message.request}, which this worker does not run"
+            raise MalformedMessage(msg)
+        views = tuple(self._accept(handle, ref) for ref in message.refs)
+        handle.copied_out = message.number
+        handle.request = 0
+        if call is not None and not state.stopping:
+            payload: Any = message.payload
+            if message.spilled:
+                payload, views = views[-1], views[:-1]
+            # Noted before it is forgotten: an interrupt in between loses nothing.
+            self._outcomes[call.number] = Outcome(call, message.kind, payload, views)
+            self._forget(call.number)
+        ok = message.kind is Kind.RESULT
+        self._handle(r.Finished(message.request, handle.number, ok))
+
+    def _accept(self, handle: WorkerHandle, ref: Ref) -> Any:
+        if ref.arena != handle.arena.id:
+            msg = f"a result in arena {ref.arena}, not the worker's own"
+            raise MalformedMessage(msg)
+        lease = self.host.accept(handle.arena, ref.offset, ref.nbytes)
+        return self.host.result_view(handle.arena, ref.offset, ref.nbytes, lease)
+
+    def _bury(self, handle: WorkerHandle) -> None:
+        """A worker's process has ended: first read all it said, then decide."""
+        descriptor = handle.replies.fileno()
+        if descriptor < 0:
+            return
+        while self._take_reply(handle, descriptor):
+            pass
+        self._empty_inbox()
+        code = handle.process.reap()
+        reason = reports.death(handle, code)
+        not_begun = handle.call_not_begun()
+        self._wanting = [want for want in self._wanting if want[0] is not handle]
+        if handle.number in self._machine.workers:
+            self._handle(r.WorkerDead(handle.number, reason, not_begun))
+        self._copied[1] += handle.copied_out
+        for number in (
+            descriptor,
+            handle.process.sentinel,
+            handle.sender.sock.fileno(),
+        ):
+            self.leading.poller.remove(number)
+            self._by_descriptor.pop(number, None)
+        self._workers.pop(handle.number, None)
+        handle.close()
+
+    # -- quotas ----------------------------------------------------------------------
+
+    def _try_wanting(self) -> None:
+        """Answer workers that want room: at once, or when reclaiming has ended."""
+        for want in self._wanting[:]:
+            handle, needed, until = want
+            granted = 0
+            for nbytes in (max(needed, _SMALLEST_GRANT), needed):
+                if self.host.grant(handle.arena, nbytes):
+                    granted = nbytes
+                    break
+            if not granted and self._start_reclaim() and now() < until:
+                continue
+            self._wanting.remove(want)
+            with self.host.lock:
+                budget = self.host.budget.limit(self)
+                used = budget - min(budget, self.host.budget.free(self))
+            self._tell(
+                handle, Message(Kind.GRANT, number=granted, leases=(used, budget))
+            )
+
+    def _start_reclaim(self) -> bool:
+        """Ask idle workers for quota they do not need; whether answers are due."""
+        asked = False
+        for worker in self._machine.workers.values():
+            handle = self._workers.get(worker.id)
+            if handle is None:
+                continue
+            if (
+                worker.state is r.WorkerState.IDLE
+                and not handle.trimming
+                and handle.arena.slack > 0
+            ):
+                handle.flush_frees()
+                handle.trimming = True
+                handle.trim_until = now() + RECLAIM_WITHIN
+                self._tell(handle, Message(Kind.TRIM))
+            # One that is stopped never answers: nobody waits for it any longer.
+            asked = asked or (handle.trimming and now() < handle.trim_until)
+        return asked
+
+    def _reclaim(self) -> bool:
+        with self._lock:
+            return self._start_reclaim()
+
+    def _in_flight(self) -> bool:
+        return bool(self._calls)
+
+    # -- for whoever leads -------------------------------------------------------------
+
+    def seconds_to_tick(self) -> float | None:
+        """Seconds until the machine wants to know the time."""
+        with self._lock:  # other threads submit meanwhile
+            due = self._machine.next_tick()
+            if self._wanting:
+                first = min(until for _, _, until in self._wanting)
+                due = first if due is None else min(due, first)
+        return None if due is None else max(0.0, due - now())
+
+    def seconds_to_trim(self) -> float | None:
+        """In idleness: tell workers what to free; seconds until memory is returned."""
+        with self._lock:
+            self.host.settle()
+            for handle in self._workers.values():
+                handle.flush_frees()
+            if self._trim_at is None:
+                return None
+            left = self._trim_at - now()
+            if left > 0:
+                return left
+            self._trim_at = None
+            self._start_reclaim()
+        self.host.trim()
+        return None
+
+    def has_work(self) -> bool:
+        """Whether workers are to be started, or everything is to be ended."""
+        return bool(self._to_spawn) or self.torn is not None
+
+    def has_resolutions(self) -> bool:
+        """Whether futures are to be resolved."""
+        return bool(self._outcomes)
+
+    def unresolved(self) -> bool:
+        """Whether anything goes on that somebody must attend to."""
+        return self._machine.unresolved
+
+    def finished(self) -> bool:
+        """Whether the pool has ended."""
+        return self._machine.finished or self._forked
+
+    def work(self) -> None:
+        """Start the workers that are to be started; the dispatcher calls it."""
+        if self.torn is not None:
+            raise self.torn
+        self._trim_at = now() + TRIM_AFTER
+        while self._to_spawn:
+            number = self._to_spawn.popleft()
+            if number not in self._machine.workers:
+                continue
+            try:
+                handle = WorkerHandle(
+                    number, self.options, self.host, self, self._inherited
+                )
+            except Exception as error:  # noqa: BLE001  (the machine decides)
+                reason = f"it could not be started: {error!r}"
+                with self._lock:
+                    self._handle(r.WorkerDead(number, reason))
+                continue
+            with self._lock:
+                self._adopt(handle)
+
+    def _adopt(self, handle: WorkerHandle) -> None:
+        self._workers[handle.number] = handle
+        for descriptor in (handle.replies.fileno(), handle.process.sentinel):
+            self._by_descriptor[descriptor] = handle
+            self.leading.poller.add(descriptor, READ)
+        if self.initializer is not None:
+            self._tell_call(self.initializer, handle, 0)
+        worker = self._machine.workers.get(handle.number)
+        if worker is not None and worker.state is r.WorkerState.DRAINING:
+            self._tell(handle, Message(Kind.EXIT))
+
+    def resolve(self) -> None:
+        """Put outcomes into their futures; no lock is held, since callbacks run."""
+        for number in list(self._outcomes):
+            outcome = self._outcomes.get(number)
+            if outcome is not None:
+                calls.resolve(outcome)
+                self._outcomes.pop(number, None)
+
+    def dispatcher_failed(self, error: BaseException) -> None:
+        """The dispatcher met a bug: fail everything rather than hang."""
+        self.torn = error
+        for handle in list(self._workers.values()):
+            handle.kill()
+        msg = f"pool {self.options.name!r} was interrupted inside: {error!r}"
+        broken = PoolBroken(f"{msg}. Make a new executor", (repr(error),))
+        broken.__cause__ = error
+        for number in list(self._calls):
+            call = self._calls.pop(number)
+            self._outcomes[number] = Outcome(call, None, error=broken)
+        # Each for itself: what broke the dispatcher may have been one of them.
+        for outcome in list(self._outcomes.values()):
+            with contextlib.suppress(BaseException):
+                calls.resolve(outcome._replace(error=outcome.error or broken))
+        self._outcomes.clear()
+
+    def ended(self) -> None:
+        """The dispatcher's last word: close what is left."""
+        if self._forked:
+            return
+        for handle in list(self._workers.values()):
+            with self._lock, contextlib.suppress(r.IllegalEvent):
+                if self.torn is not None:
+                    handle.process.reap()
+                self._bury(handle)
+            handle.close()
+        if self.initializer is not None:
+            self.room.give_back(self.initializer.blocks)
+        self.host.remove_poke(self.leading.poke)
+        with self.host.lock:
+            self.host.budget.close(self)
+        lifecycle.unregister(self)
+        self.leading.close()
+        self._gone.set()
+
+    # -- its end -----------------------------------------------------------------------
+
+    def shutdown(self, *, wait: bool = True, cancel_futures: bool = False) -> None:
+        """Take no more calls; see :meth:`shmexec.Executor.shutdown`."""
+        if self._forked:
+            return
+        with self._lock:
+            first, self._closed = not self._closed, True
+            if first or cancel_futures:
+                self._handle(r.Closed(cancel_futures))
+            started = self.leading.started
+        self.resolve()
+        if not started:
+            if first:
+                self.ended()
+            return
+        self.leading.wake()
+        if wait:
+            self.leading.join()
+
+    def abandon(self) -> None:
+        """The executor was garbage-collected; called in a finalizer."""
+        threading.Thread(target=self.shutdown, kwargs={"wait": False}).start()
+
+    def after_fork_in_child(self, keep: set[int]) -> None:
+        """This process is a copy: the pool is the parent's, and is not to be used."""
+        self._forked = True
+        self._lock = threading.Lock()
+        for handle in self._workers.values():
+            handle.close_in_child(keep)
+        self._workers.clear()
+        self._by_descriptor.clear()
+        self.leading.close()
+        for call in self._calls.values():
+            call.future.disown(
+                calls.closed_error(self.options.name, forked=True, exiting=False)
+            )
+
+    # -- figures -----------------------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """See :meth:`shmexec.Executor.stats`."""
+        with self._lock:
+            machine = self._machine
+            self.host.settle()
+            workers = tuple(
+                self._worker_stats(worker.id, worker.state.value, worker.calls)
+                for worker in machine.workers.values()
+            )
+            out = self._copied[1] + sum(w.copied_out for w in self._workers.values())
+            with self.host.lock:
+                used = self.host.budget.used(self)
+                budget = 0 if self._gone.is_set() else self.host.budget.limit(self)
+            return Stats(
+                name=self.options.name,
+                max_workers=machine.max_workers,
+                workers=workers,
+                submitted=machine.submitted,
+                pending=machine.pending,
+                running=len(machine.calls) - machine.pending,
+                done=machine.counts[r.CallState.DONE],
+                failed=machine.counts[r.CallState.FAILED],
+                cancelled=machine.counts[r.CallState.CANCELLED],
+                worker_deaths=machine.deaths,
+                bytes_copied_in=self._copied[0],
+                bytes_copied_out=out,
+                bytes_by_reference=self._copied[2],
+                shared_memory_used=used,
+                shared_memory_budget=budget,
+                native=False,
+            )
+
+    def _worker_stats(self, number: int, state: str, done: int) -> WorkerStats:
+        handle = self._workers.get(number)
+        if handle is None:
+            return WorkerStats(None, state, done, None, 0)
+        handle.memory = monitor.private_bytes(handle.process.pid)
+        arena = sum(handle.arena.live.values())
+        return WorkerStats(handle.process.pid, state, done, handle.memory, arena)

@@ -1,0 +1,259 @@
+"""The parent's handle of one worker: its process, sockets, memory and fault log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from shmexec.memory.host import Host
+from shmexec.options import Options
+from shmexec.runtime import lifecycle
+from shmexec.runtime.processes import WorkerProcess
+from shmexec.wire.channel import Framer, Sender, pair
+from shmexec.wire.functions import KEPT_AT_MOST, FunctionRef, is_digest
+from shmexec.wire.messages import Kind, Message, encode, in_batches
+from shmexec.worker.setup import (
+    INTERRUPT,
+    MARK_BYTES,
+    Inherited,
+    PassedDescriptor,
+    WorkerConfig,
+)
+
+_FAULT_TEXT_AT_MOST = 16384
+
+
+class WorkerHandle:
+    """See the module. The pool's lock guards all of it but :attr:`process`.
+
+    Attributes:
+        number: The worker's number, its generation in messages.
+        request: The call it was sent last, 0 after its reply.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        options: Options,
+        host: Host,
+        account: Hashable,
+        inherited: Inherited | None = None,
+    ) -> None:
+        self.number = number
+        self.host = host
+        self.holder = ("worker", id(self), number)
+        self.request = 0
+        self.trimming = False
+        self.trim_until = 0.0
+        self.memory: int | None = None
+        self.exitcode: int | None = None
+        self.copied_out = 0
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        packets = options.segment == "memfd" and sys.platform == "linux"
+        self._closed = False
+        self._lifeline = self._fault_log = -1
+        self._sockets: list[socket.socket] = []
+        self.arena = host.new_worker_arena(account)
+        lifecycle.opening.add(self)
+        try:
+            self._open(options, packets=packets, inherited=inherited)
+        except BaseException:
+            host.bury(self.arena, self.holder)
+            raise
+        finally:
+            lifecycle.opening.discard(self)
+
+    def _open(
+        self, options: Options, *, packets: bool, inherited: Inherited | None
+    ) -> None:
+        requests, requests_end = pair(packets=packets)
+        self.replies, replies_end = pair(packets=packets)
+        self._sockets += [requests, self.replies]
+        self.replies.setblocking(False)
+        self.sender = Sender(requests, packets=packets)
+        self.framer = None if packets else Framer()
+        lifeline, self._lifeline = os.pipe()
+        self._fault_log = _scratch_file()
+        os.write(self._fault_log, bytes(MARK_BYTES))  # faulthandler appends
+        try:
+            config = self._config(
+                options,
+                packets=packets,
+                requests=requests_end,
+                replies=replies_end,
+                lifeline=lifeline,
+                inherited=inherited,
+            )
+            with (
+                lifecycle.launch
+            ):  # a fork must keep this worker's descriptors, and only those
+                passed = _descriptors(config)
+                lifecycle.keep_in_child.update(passed)
+                try:
+                    self.process = WorkerProcess(options.start_method, config)
+                finally:
+                    lifecycle.keep_in_child.difference_update(passed)
+        except BaseException:
+            self._close_pipes()
+            raise
+        finally:
+            os.close(lifeline)
+            requests_end.close()
+            replies_end.close()
+
+    def _config(
+        self,
+        options: Options,
+        *,
+        packets: bool,
+        requests: socket.socket,
+        replies: socket.socket,
+        lifeline: int,
+        inherited: Inherited | None,
+    ) -> WorkerConfig:
+        own = self.host.arena
+        return WorkerConfig(
+            generation=self.number,
+            name=f"{options.name}-worker-{self.number}",
+            segment_kind=self.host.kind,
+            packets=packets,
+            threads=options.threads_per_worker,
+            parent_arena=own.id,
+            parent_size=own.segment.size,
+            own_arena=self.arena.id,
+            own_size=self.arena.segment.size,
+            requests=PassedDescriptor(requests.fileno()),
+            replies=PassedDescriptor(replies.fileno()),
+            parent_segment=PassedDescriptor(own.segment.descriptor),
+            own_segment=PassedDescriptor(self.arena.segment.descriptor),
+            fault_log=PassedDescriptor(self._fault_log),
+            lifeline=PassedDescriptor(lifeline),
+            has_initializer=options.initializer is not None,
+            inherited=inherited,
+            env=dict(os.environ),
+            extra_env=options.worker_env,
+            path=list(sys.path),
+            folder=_folder(),
+        )
+
+    # -- messages ------------------------------------------------------------------------
+
+    def send(self, message: Message) -> bool:
+        """Send a message, with the results to be freed as they fit."""
+        return self.sender.send(encode(message._replace(generation=self.number)))
+
+    def send_function(self, function: FunctionRef) -> None:
+        """Make the worker know a function; nothing to do if it does."""
+        if not is_digest(function.key):
+            return
+        if function.key in self._known:
+            self._known.move_to_end(function.key)
+            return
+        self._known[function.key] = None
+        self.send(Message(Kind.DEFINE, key=function.key, payload=function.pickled))
+        if len(self._known) > KEPT_AT_MOST:
+            oldest, _ = self._known.popitem(last=False)
+            self.send(Message(Kind.DEFINE, key=oldest))
+
+    def take_frees(self, at_most: int) -> tuple[int, ...]:
+        """Offsets of results that are no longer used, to be told to the worker."""
+        frees = self.arena.frees
+        return tuple(frees.popleft() for _ in range(min(at_most, len(frees))))
+
+    def flush_frees(self) -> None:
+        """Tell the worker at once which results are no longer used."""
+        frees = self.arena.frees
+        if frees:
+            for offsets in in_batches(self.take_frees(len(frees))):
+                self.send(Message(Kind.FREE, leases=offsets))
+
+    def call_not_begun(self) -> bool:
+        """Whether the worker never began its last call; once it is dead.
+
+        It marks the call it begins. What it did not read from its socket says less: a
+        dying process may still take a message out.
+        """
+        try:
+            mark = os.pread(self._fault_log, MARK_BYTES, 0)
+        except OSError:
+            return False
+        return self.request > 0 and int.from_bytes(mark, "little") != self.request
+
+    # -- its end -------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """Have it write its stacks to the fault log and raise in its main thread."""
+        self.process.signal(INTERRUPT or signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.process.signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def fault_text(self) -> str:
+        """What faulthandler wrote."""
+        try:
+            data = os.pread(self._fault_log, _FAULT_TEXT_AT_MOST, MARK_BYTES)
+        except OSError:
+            return ""
+        return data.decode(errors="replace")
+
+    def close(self) -> None:
+        """Give everything back; once it is reaped."""
+        if self._closed:
+            return
+        self._closed = True
+        self.host.bury(self.arena, self.holder)
+        self.process.close()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        for name in ("_lifeline", "_fault_log"):
+            descriptor = getattr(self, name)
+            setattr(self, name, -1)
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def close_in_child(self, keep: set[int]) -> None:
+        """In a forked child: let go of what is the parent's, but for ``keep``.
+
+        Above all the writing end of the lifeline: the worker must die with the parent,
+        not with the last of its children.
+        """
+        for sock in self._sockets:
+            if sock.fileno() in keep:
+                sock.detach()
+            else:
+                sock.close()
+        for descriptor in (self._lifeline, self._fault_log):
+            if descriptor >= 0 and descriptor not in keep:
+                os.close(descriptor)
+        self._lifeline = self._fault_log = -1
+
+
+def _descriptors(config: WorkerConfig) -> set[int]:
+    return {
+        value.number
+        for value in vars(config).values()
+        if isinstance(value, PassedDescriptor)
+    }
+
+
+def _scratch_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("shmexec-fault", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        return None  # it was removed
