@@ -1,0 +1,551 @@
+"""``map`` and ``map_batches``: many calls from one.
+
+Written against a :class:`Backend`, which a pool is, and a pool without processes too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future as BaseFuture, wait
+from typing import Any, Protocol
+
+import numpy as np
+
+from shmexec.deadline import Deadline
+from shmexec.options import CallOptions, positive_int
+from shmexec.runtime.calls import rebuild_error
+from shmexec.runtime.futures import Future
+from shmexec.wire.messages import Mode
+from shmexec.wire.pickling import PlacedArray, PlacedSource
+from shmexec.worker.tasks import FileArray, run_batch, run_chunk
+
+PROBE_FROM = 256
+"""Items of a map from which it is worth finding out how long one takes."""
+
+PROBE_SECONDS = 0.05
+"""What finding out may take; items slower than that are not put into chunks."""
+
+CHUNK_SECONDS = 0.002
+"""A chunk should take about this long, so that one failure or one slow item hits few."""
+
+CHUNK_AT_MOST = 4096
+
+
+class Backend(Protocol):
+    """Where calls run."""
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        worker: int | None = None,
+    ) -> BaseFuture[Any]:
+        """Run a call."""
+
+    def place(self, nbytes: int) -> Any:
+        """A block of shared memory, None if there is no room or no sharing."""
+
+    def bytes_of(self, block: Any) -> np.ndarray:
+        """Its bytes."""
+
+    def give_back(self, block: Any) -> None:
+        """Let the block go."""
+
+    def keep(self, block: Any) -> np.ndarray:
+        """Take the block over as an array."""
+
+    def width(self) -> int:
+        """How many calls may run at once."""
+
+
+# -- map -----------------------------------------------------------------------------
+
+
+def map_calls(
+    backend: Backend,
+    options: CallOptions,
+    fn: Callable[..., Any],
+    iterables: Sequence[Iterable[Any]],
+    *,
+    timeout: float | None,
+    chunksize: int | None,
+    buffersize: int | None,
+    ordered: bool,
+    progress: bool,
+) -> Iterator[Any]:
+    """See :meth:`shmexec.Executor.map`."""
+    deadline = Deadline(timeout)
+    if chunksize is not None:
+        chunksize = positive_int("chunksize", chunksize)
+    if buffersize is not None:
+        buffersize = positive_int("buffersize", buffersize)
+    items = zip(*iterables, strict=False)
+    run = _Run(backend, options, fn)
+    total = None
+    if buffersize is None:
+        known = list(items)
+        total = len(known)
+        chunksize = chunksize or run.choose_chunksize(known)
+        # Eager: all is submitted before the first result is asked for.
+        run.submit_all(known, chunksize)
+        left: Iterator[Any] = iter(())
+    else:
+        left = items
+        run.fill(left, chunksize or 1, buffersize)
+    results = run.results(left, chunksize or 1, buffersize, deadline, ordered=ordered)
+    return _with_progress(results, total) if progress else results
+
+
+class _Run:
+    """One map: its pending futures, each of one item or of a chunk."""
+
+    def __init__(
+        self, backend: Backend, options: CallOptions, fn: Callable[..., Any]
+    ) -> None:
+        self._backend = backend
+        self._options = options
+        self._fn = fn
+        self._pending: deque[tuple[BaseFuture[Any], int]] = deque()
+        self._in_chunks: set[BaseFuture[Any]] = set()
+
+    def choose_chunksize(self, items: list[tuple[Any, ...]]) -> int:
+        """Items per call: one, unless a probe shows that they are tiny.
+
+        The probed items are taken off the list: they have run.
+        """
+        options, width = self._options, self._backend.width()
+        if len(items) < PROBE_FROM or options.timeout or options.retries:
+            return 1
+        self.submit_all([items.pop(0)], 1)
+        first = self._pending[-1][0]
+        wait([first], 1.0)  # a pool that has yet to start
+        if not first.done():
+            return 1
+        probe = Deadline(PROBE_SECONDS)
+        count = 0
+        while count < 16 and not probe.passed():
+            self.submit_all([items.pop(0)], 1)
+            if not wait([self._pending[-1][0]], PROBE_SECONDS).done:
+                return 1
+            count += 1
+        left = probe.remaining()
+        each = (PROBE_SECONDS - (left or 0.0)) / max(1, count)
+        fits = int(CHUNK_SECONDS / max(each / 4, 1e-7))
+        shares = -(-len(items) // (4 * width))
+        return max(1, min(fits, shares, CHUNK_AT_MOST)) if each < CHUNK_SECONDS else 1
+
+    def submit_all(self, items: list[tuple[Any, ...]], chunksize: int) -> None:
+        """Submit items in chunks; if that fails, none of them stays behind."""
+        try:
+            for start in range(0, len(items), chunksize):
+                self._submit(items[start : start + chunksize], chunksize)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _submit(self, chunk: list[tuple[Any, ...]], chunksize: int) -> None:
+        submit, options = self._backend.submit, self._options
+        if chunksize == 1:
+            future = submit(self._fn, chunk[0], {}, options)
+        else:
+            future = submit(run_chunk, (self._fn, chunk), {}, options)
+            self._in_chunks.add(future)
+        self._pending.append((future, len(chunk)))
+
+    def fill(self, items: Iterator[Any], chunksize: int, buffersize: int) -> None:
+        """Read ahead, and no further than ``buffersize`` unfinished items."""
+        ahead = sum(count for _, count in self._pending)
+        while ahead < buffersize:
+            chunk = list(itertools.islice(items, min(chunksize, buffersize - ahead)))
+            if not chunk:
+                return
+            self._submit(chunk, chunksize)
+            ahead += len(chunk)
+
+    def results(
+        self,
+        items: Iterator[Any],
+        chunksize: int,
+        buffersize: int | None,
+        deadline: Deadline,
+        *,
+        ordered: bool,
+    ) -> Iterator[Any]:
+        """Yield results; leaving early cancels what has not begun."""
+        try:
+            while self._pending:
+                # Nothing here refers to a result once it was yielded: it may be large.
+                if self._next_is_chunk(deadline, ordered=ordered):
+                    yield from self._items_of_chunk(deadline)
+                else:
+                    yield self._take(deadline)
+                if buffersize is not None:
+                    self.fill(items, chunksize, buffersize)
+        finally:
+            self.cancel()
+
+    def _next_is_chunk(self, deadline: Deadline, *, ordered: bool) -> bool:
+        """Bring the future to be yielded next to the front; whether it is a chunk."""
+        if not ordered:
+            futures = [future for future, _ in self._pending]
+            done, _ = wait(futures, deadline.remaining(), FIRST_COMPLETED)
+            if not done:
+                raise TimeoutError
+            index = next(i for i, future in enumerate(futures) if future in done)
+            chosen = self._pending[index]
+            del self._pending[index]
+            self._pending.appendleft(chosen)
+        return self._pending[0][0] in self._in_chunks
+
+    def _take(self, deadline: Deadline) -> Any:
+        """The result of the first future, which is taken off the list."""
+        future = self._pending[0][0]
+        try:
+            result = future.result(deadline.remaining())
+            self._pending.popleft()
+            return result
+        finally:
+            # An exception's traceback has this frame, and must not keep the future.
+            self._in_chunks.discard(future)
+            future.cancel()
+            del future
+
+    def _items_of_chunk(self, deadline: Deadline) -> Iterator[Any]:
+        results, error = self._take(deadline)
+        results.reverse()
+        while results:
+            yield results.pop()
+        if error is not None:
+            raise rebuild_error(error)
+
+    def cancel(self) -> None:
+        """Cancel what has not begun."""
+        for future, _ in self._pending:
+            future.cancel()
+        self._pending.clear()
+
+
+def _with_progress(results: Iterator[Any], total: int | None) -> Iterator[Any]:
+    bar = progress_bar(total, "it")
+    try:
+        for result in results:
+            bar.update(1)
+            yield result
+    finally:
+        bar.close()
+
+
+def progress_bar(total: int | None, unit: str) -> Any:
+    """A tqdm bar.
+
+    Raises:
+        ImportError: If tqdm is not installed, with what to install.
+    """
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        msg = "progress=True needs tqdm: pip install 'shmexec[progress]'"
+        raise ImportError(msg) from error
+    return tqdm(total=total, unit=unit)
+
+
+# -- map_batches -----------------------------------------------------------------------
+
+
+def map_batches(
+    backend: Backend,
+    options: CallOptions,
+    fn: Callable[..., Any],
+    arrays: Sequence[Any],
+    *,
+    batch_size: int | None,
+    out: Any,
+    progress: Any,
+) -> np.ndarray:
+    """See :meth:`shmexec.Executor.map_batches`."""
+    inputs = [np.asanyarray(array) for array in arrays]
+    rows = _common_length(inputs)
+    if batch_size is None:
+        size = max(1, -(-rows // (4 * backend.width())))
+    else:
+        size = positive_int("batch_size", batch_size)
+    target = _Target(backend, rows, out)
+    bar = progress_bar(rows, "row") if progress is True else None
+    report = bar.update if bar is not None else progress if callable(progress) else None
+    sources: list[_Input] = []
+    try:
+        sources.extend(_Input(backend, array) for array in inputs)
+        _Batches(backend, options, fn, sources, target, size, rows).run(report)
+        return target.finish()
+    except BaseException:
+        target.discard()
+        raise
+    finally:
+        for source in sources:
+            source.close()
+        if bar is not None:
+            bar.close()
+
+
+def _common_length(inputs: list[np.ndarray]) -> int:
+    for index, array in enumerate(inputs):
+        if array.ndim == 0:
+            msg = f"array {index} has no axis to split: it is a scalar"
+            raise ValueError(msg)
+    lengths = [array.shape[0] for array in inputs]
+    if len(set(lengths)) > 1:
+        msg = f"the arrays have different lengths: {', '.join(map(str, lengths))}"
+        raise ValueError(msg)
+    return int(lengths[0])
+
+
+class _Input:
+    """An input array, put where workers can see it, once."""
+
+    def __init__(self, backend: Backend, array: np.ndarray) -> None:
+        self._backend = backend
+        self._block: Any = None
+        self._array = array
+        self._file = file_array(array, {"r"})
+        plain = type(array) in {np.ndarray, np.memmap} and not array.dtype.hasobject
+        if self._file is None and plain and array.nbytes:
+            self._block = backend.place(array.nbytes)
+        if self._block is not None:
+            data = backend.bytes_of(self._block)
+            np.copyto(np.ndarray(array.shape, array.dtype, data.data), array)
+
+    def rows(self, start: int, stop: int) -> Any:
+        """What to send for these rows."""
+        if self._file is not None:
+            return self._file.rows(start, stop)
+        if self._block is not None:
+            return placed_rows(self._block, self._array, start, stop, Mode.SHARED)
+        return self._array[start:stop]
+
+    def close(self) -> None:
+        """Let the block go; workers that still look at it keep it."""
+        block, self._block = self._block, None
+        if block is not None:
+            self._backend.give_back(block)
+
+
+def placed_rows(
+    block: Any, array: np.ndarray, start: int, stop: int, mode: Mode
+) -> PlacedArray:
+    """Rows of an array that lies, C-contiguous, in a block."""
+    stride = row_bytes(array)
+    arena, offset = block.key
+    source = PlacedSource(
+        arena, offset, offset + start * stride, (stop - start) * stride, mode
+    )
+    return PlacedArray(source, array.dtype, (stop - start, *array.shape[1:]))
+
+
+def row_bytes(array: np.ndarray) -> int:
+    """Bytes of one row of a C-contiguous array."""
+    return array.dtype.itemsize * math.prod(array.shape[1:])
+
+
+def file_array(array: np.ndarray, modes: set[str]) -> FileArray | None:
+    """Where a memory-mapped array lies in its file, if workers can map it alike."""
+    if not isinstance(array, np.memmap) or getattr(array, "mode", None) not in modes:
+        return None
+    if not array.flags.c_contiguous or array.filename is None or not array.nbytes:
+        return None
+    root: Any = array
+    while isinstance(root.base, np.memmap):
+        root = root.base
+    moved = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    path = os.fspath(array.filename)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    if mapped_inode(array.__array_interface__["data"][0]) not in {None, status.st_ino}:
+        return None  # another file has that name by now: what is mapped is copied
+    return FileArray(
+        path,
+        (status.st_dev, status.st_ino),
+        array.dtype,
+        array.shape,
+        root.offset + moved,
+        "r" if array.mode == "r" else "r+",
+    )
+
+
+def mapped_inode(address: int) -> int | None:
+    """Inode of the file that is mapped at an address; None if that cannot be known."""
+    try:
+        with open("/proc/self/maps") as maps:
+            for line in maps:
+                span, _, _, _, inode = line.split(maxsplit=5)[:5]
+                start, stop = (int(bound, 16) for bound in span.split("-"))
+                if start <= address < stop:
+                    return int(inode)
+    except OSError:
+        pass
+    return None
+
+
+class _Target:
+    """The output: decided when the first batch has told its shape and dtype."""
+
+    def __init__(self, backend: Backend, rows: int, out: Any) -> None:
+        self._backend = backend
+        self._rows = rows
+        self._out = out
+        self._block: Any = None
+        self._file: FileArray | None = None
+        self.array: np.ndarray | None = None
+        if isinstance(out, np.ndarray):
+            if out.ndim == 0 or out.shape[0] != rows:
+                msg = f"out has shape {out.shape}, but there are {rows} rows"
+                raise ValueError(msg)
+            if not out.flags.writeable:
+                msg = "out is read-only"
+                raise ValueError(msg)
+        elif out is not None and not callable(out):
+            msg = f"out must be an array, a callable or None, not {type(out).__name__}"
+            raise TypeError(msg)
+
+    def decide(self, first: np.ndarray) -> None:
+        """Make the array that batches like this one go into."""
+        shape, dtype = (self._rows, *first.shape[1:]), first.dtype
+        out = self._out(shape, dtype) if callable(self._out) else self._out
+        if out is not None:
+            if out.shape != shape or out.dtype != dtype:
+                msg = (
+                    f"out is {out.dtype} of shape {out.shape}, but the function gives "
+                    f"{dtype} of shape {shape}"
+                )
+                raise ValueError(msg)
+            self.array = out
+            self._file = file_array(out, {"r+", "w+"})
+            return
+        nbytes = dtype.itemsize * math.prod(shape)
+        if nbytes and not dtype.hasobject:
+            self._block = self._backend.place(nbytes)
+        if self._block is None:
+            self.array = np.empty(shape, dtype)
+        else:
+            data = self._backend.bytes_of(self._block)
+            self.array = np.ndarray(shape, dtype, data.data)
+
+    def rows(self, start: int, stop: int) -> Any:
+        """What to send so that a worker writes these rows; None: it sends them back."""
+        assert self.array is not None
+        if self._file is not None:
+            return self._file.rows(start, stop)
+        if self._block is not None:
+            return placed_rows(self._block, self.array, start, stop, Mode.WRITABLE)
+        return None
+
+    def write(self, start: int, stop: int, result: np.ndarray) -> None:
+        """Put a batch that came back into its place."""
+        assert self.array is not None
+        place = self.array[start:stop]
+        if result.shape != place.shape or result.dtype != place.dtype:
+            msg = (
+                f"the function returned {result.dtype} of shape {result.shape}, but "
+                f"the batches before {place.dtype} of shape (rows, *{place.shape[1:]})"
+            )
+            raise ValueError(msg)
+        place[...] = result
+
+    def finish(self) -> np.ndarray:
+        """The array, now the caller's."""
+        assert self.array is not None
+        if self._block is None:
+            return self.array
+        shape, dtype = self.array.shape, self.array.dtype
+        block, self._block = self._block, None
+        return np.ndarray(shape, dtype, self._backend.keep(block))
+
+    def discard(self) -> None:
+        """Something failed: give the memory back."""
+        block, self._block = self._block, None
+        self.array = None
+        if block is not None:
+            self._backend.give_back(block)
+
+
+class _Batches:
+    """One ``map_batches``: which batches are under way."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        options: CallOptions,
+        fn: Callable[..., Any],
+        sources: list[_Input],
+        target: _Target,
+        size: int,
+        rows: int,
+    ) -> None:
+        self._backend = backend
+        self._options = options
+        self._fn = fn
+        self._sources = sources
+        self._target = target
+        starts = range(0, rows, size) if rows else range(1)
+        self._todo = deque(
+            (index, start, min(start + size, rows))
+            for index, start in enumerate(starts)
+        )
+        self._pending: deque[tuple[int, int, int, BaseFuture[Any]]] = deque()
+
+    def run(self, report: Callable[[int], object] | None) -> None:
+        """Run all batches; the first failure cancels the rest."""
+        width = self._backend.width()
+        try:
+            # The first ones tell the shape of the output, and come back as results.
+            self._start(width)
+            while self._pending:
+                # Stays in the list until it is done: an interrupt must cancel it too.
+                index, start, stop, future = self._pending[0]
+                try:
+                    result = future.result()
+                    if self._target.array is None:
+                        self._target.decide(result)
+                    if result is not None:
+                        self._target.write(start, stop, result)
+                except Exception as error:
+                    error.add_note(f"batch {index}, rows {start}:{stop}")
+                    raise
+                self._pending.popleft()
+                del future, result
+                if report is not None:
+                    report(stop - start)
+                self._start(3 * width)
+        finally:
+            for *_, future in self._pending:
+                future.cancel()
+            self._settle()
+
+    def _start(self, at_most: int) -> None:
+        while self._todo and len(self._pending) < at_most:
+            index, start, stop = self._todo.popleft()
+            parts = tuple(source.rows(start, stop) for source in self._sources)
+            decided = self._target.array is not None
+            target = self._target.rows(start, stop) if decided else None
+            future = self._backend.submit(
+                run_batch,
+                (self._fn, parts, stop - start, target),
+                {},
+                self._options,
+            )
+            self._pending.append((index, start, stop, future))
+
+    def _settle(self) -> None:
+        """After a failure: nobody shall write into the output any more."""
+        running = [future for *_, future in self._pending if not future.cancelled()]
+        for future in running:
+            if not future.done() and isinstance(future, Future):
+                future.cancel(running=True)
+        self._pending.clear()

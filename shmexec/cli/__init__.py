@@ -1,0 +1,211 @@
+"""The command line: ``shmexec run`` and ``shmexec demo``.
+
+Only the parser lives here; each command is a module of its own, imported when it is
+asked for, since workers import this package to reach :mod:`shmexec.cli.target`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from shmexec import __version__
+from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
+
+if TYPE_CHECKING:
+    from typing_extensions import override
+else:
+
+    def override(method: object) -> object:
+        """Stand in for ``typing.override``, which Python 3.11 lacks."""
+        return method
+
+
+__all__ = ["main"]
+
+_EXAMPLES = """\
+examples:
+  shmexec demo
+      serial, one process per call and the pool side by side, checked
+  shmexec run model.py:predict input.npy -o output.npy
+      output.npy[i] = predict(input.npy[i]), batch by batch, on all CPUs
+  shmexec run model.py:predict input.npy -o output.npy \\
+      --batch-size 256 --workers 4 --timeout 60
+"""
+
+_RUN_DESCRIPTION = """\
+Batch inference over a .npy file, which may be larger than memory: both files are
+memory-mapped. The function gets a read-only array of at most --batch-size rows and
+returns an array with as many. Each worker runs the script once, so load the model at
+its top level. OUTPUT appears only when all of it is there.
+"""
+
+_RUN_EXAMPLES = """\
+examples:
+  shmexec run model.py:predict input.npy -o output.npy
+  shmexec run model.py:predict input.npy -o output.npy \\
+      --batch-size 256 --workers 4 --timeout 60
+  shmexec run model.py:Net.predict input.npy -o output.npy --traceback
+
+a script:
+  import numpy as np
+  weights = np.load("weights.npy")       # once in each worker
+  def predict(batch):                    # (rows, ...) in, (rows, ...) out
+      return np.tanh(batch @ weights)
+
+exit codes: 0 done, 1 a batch failed, 2 bad arguments, 130 Ctrl-C, 143 terminated
+"""
+
+_DEMO_DESCRIPTION = """\
+Makes a small model and data, runs them serially, in one process per call and through
+the pool, checks that all agree and prints what was measured.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments, without the program's name. Default: ``sys.argv[1:]``.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad arguments, 128 + the signal's number if
+        interrupted.
+    """
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+        if options.command is not None:
+            options.workers = _workers(parser, options.workers)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if options.command == "run":
+        from shmexec.cli.run import run
+
+        return run(options)
+    if options.command == "demo":
+        from shmexec.cli.demo import demo
+
+        return demo(options)
+    parser.print_help(sys.stderr)
+    return 2
+
+
+def _workers(parser: _Parser, asked: int | None) -> int:
+    try:
+        if asked is None:
+            return default_workers()
+        return positive_int("--workers", asked, WORKERS_AT_MOST)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="shmexec",
+        description="A shared-memory process pool for NumPy work.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"shmexec {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    _add_run(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
+    run = commands.add_parser(
+        "run",
+        help="batch inference over a .npy file",
+        description=_RUN_DESCRIPTION,
+        epilog=_RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("target", metavar="SCRIPT.py:FUNCTION", help="what to run")
+    run.add_argument("input", metavar="INPUT.npy", help="rows along the first axis")
+    run.add_argument(
+        "-o", "--output", metavar="OUTPUT.npy", required=True, help="replaced if there"
+    )
+    run.add_argument(
+        "--batch-size",
+        type=_count,
+        metavar="ROWS",
+        help="rows per call (default: chosen from the input's size)",
+    )
+    _add_workers(run)
+    run.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="the longest that one batch may take (default: no limit)",
+    )
+    run.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="a progress bar on stderr (default: if that is a terminal)",
+    )
+    run.add_argument(
+        "--traceback",
+        action="store_true",
+        help="on failure, also show where in the script it happened",
+    )
+
+
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="compare serial, one process per call and the pool",
+        description=_DEMO_DESCRIPTION,
+        epilog="examples:\n  shmexec demo\n  shmexec demo --quick --workers 2\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    demo.add_argument("--rows", type=_count, help="default: 131072; --quick: 16384")
+    _add_workers(demo)
+    demo.add_argument(
+        "--batch-size", type=_count, default=512, metavar="ROWS", help="default: 512"
+    )
+    demo.add_argument("--quick", action="store_true", help="less data, done in seconds")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="worker processes (default: $SHMEXEC_WORKERS, else the usable CPUs, "
+        "eight at most)",
+    )
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        msg = f"must be a whole number of at least 1, not {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (value > 0 and math.isfinite(value)):
+        msg = f"must be a number of seconds greater than 0, not {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return value

@@ -1,0 +1,403 @@
+"""The ``concurrent.futures`` facade.
+
+The tour of one array, from ``submit()`` to ``result()``:
+
+1. ``Executor.submit`` hands the call to ``runtime.pool``. ``runtime.calls`` pickles it in
+   the caller's thread; an array of 32 KiB or more leaves the pickle
+   (``wire.pickling``) and is copied into a block of the parent's arena
+   (``memory.host``), which is leased to the call.
+2. The scheduler (``scheduler.machine``) is told, and says: send it to that worker. A
+   lease for the worker is taken, and a message of a few hundred bytes
+   (``wire.messages``) goes through its socket, with the place of the block in it.
+3. The worker (``worker.main``) maps the same arena; ``worker.memory`` makes an array on
+   the block. The function runs. Its result is pickled alike, its array copied into a
+   block of the worker's own arena; the argument's views die, and the reply says so.
+4. Whoever waits (``runtime.leading``) reads the reply. The parent takes a lease on the
+   result's block and makes an array on it: that is what ``result()`` returns. When the
+   last view of it dies, a finalizer notes the lease, and with the next message the
+   worker learns that it may use the block again.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor as BaseExecutor
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import numpy as np
+
+from shmexec import batches
+from shmexec.errors import MemoryWarning
+from shmexec.options import (
+    DEFAULT_WORKERS_AT_MOST,
+    WORKERS_AT_MOST,
+    CallOptions,
+    Options,
+    positive_int,
+)
+from shmexec.runtime.futures import Future
+from shmexec.runtime.inline import InlinePool
+from shmexec.runtime.pool import Pool
+from shmexec.stats import Stats
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+__all__ = ["Executor", "OptionsView"]
+
+
+class Executor(BaseExecutor):
+    """A pool of persistent worker processes; NumPy arrays go through shared memory.
+
+    Takes what ``ProcessPoolExecutor`` takes, and more. Workers start as calls need
+    them. No ``if __name__ == "__main__"`` guard is needed.
+
+    Args:
+        max_workers: Processes at most. Default: ``SHMEXEC_WORKERS``, else the usable
+            CPUs, at most 8. More than 8 give a :class:`shmexec.MemoryWarning` with
+            figures.
+        mp_context: A ``multiprocessing`` context or ``"fork"``, ``"forkserver"``
+            (default on Linux) or ``"spawn"`` (default elsewhere).
+        initializer: Called in each worker before its first call. If it raises, the
+            pool is broken.
+        initargs: Its arguments.
+        max_tasks_per_child: Calls after which a worker is replaced. Default: never.
+        timeout: Seconds that a call may run; then its worker is stopped and the call
+            fails with :class:`shmexec.CallTimeout`. Default: no limit.
+        retries: How often a call runs again after its worker died. Default 0.
+        max_restarts: Failed starts of workers in a row after which the pool is broken.
+        max_shared_memory: Bytes, or a text such as ``"2GB"``, for arguments and results
+            together. Default: half of the memory that is free at first use.
+        idle_timeout: Seconds after which an idle worker ends. Default: never.
+        threads_per_worker: BLAS and OpenMP threads in each worker. Default: usable CPUs
+            divided by workers, at least 1.
+        worker_env: Environment variables for the workers, beside the program's own.
+        in_process: Run calls in this process, one after the other, for a debugger.
+        name: Shown in process names and messages. Default ``"shmexec"``.
+
+    Raises:
+        TypeError, ValueError: For a setting that makes no sense, at once.
+
+    Example:
+        >>> import numpy as np, shmexec
+        >>> with shmexec.Executor(2) as ex:
+        ...     float(ex.submit(np.sum, np.ones(1_000_000)).result())
+        1000000.0
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        max_restarts: int = 3,
+        max_shared_memory: int | str | None = None,
+        idle_timeout: float | None = None,
+        threads_per_worker: int | None = None,
+        worker_env: Mapping[str, str] | None = None,
+        in_process: bool = False,
+        name: str | None = None,
+    ) -> None:
+        self._options = Options.check(
+            max_workers=max_workers,
+            mp_context=mp_context,
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks_per_child=max_tasks_per_child,
+            timeout=timeout,
+            retries=retries,
+            max_restarts=max_restarts,
+            max_shared_memory=max_shared_memory,
+            idle_timeout=idle_timeout,
+            threads_per_worker=threads_per_worker,
+            worker_env=worker_env,
+            in_process=in_process,
+            name=name,
+        )
+        self._max_workers = self._options.max_workers  # Dask reads it
+        self._warned = False
+        pool_type = InlinePool if in_process else Pool
+        self._pool: Pool | InlinePool = pool_type(self._options)
+        # Calls that were submitted still finish, as in the standard library.
+        self._finalizer = weakref.finalize(self, self._pool.abandon)
+        self._finalizer.atexit = False
+        self._warn_of_growth()
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """Run ``fn(*args, **kwargs)`` in a worker.
+
+        Arrays behave as if they were copied when this returns. If shared memory is
+        used up, it waits for room; in a callback or under an event loop it raises.
+
+        What cannot be pickled fails the future with :class:`shmexec.SerializationError`,
+        which names the culprit.
+
+        Raises:
+            TypeError: If ``fn`` is not callable.
+            SharedMemoryFull: If there is no room and waiting cannot help.
+            PoolClosed: After :meth:`shutdown`, or in a forked child.
+            PoolBroken: If no worker can be started.
+        """
+        return self._submit(self._options.call, fn, args, kwargs)
+
+    def _submit(
+        self,
+        options: CallOptions,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Future[T]:
+        _check_callable(fn)
+        return self._pool.submit(fn, args, kwargs, options)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        progress: bool = False,
+    ) -> Iterator[T]:
+        """Call ``fn`` for each item, or for items of several iterables in parallel.
+
+        Args:
+            fn: The function.
+            *iterables: Their items are its arguments; the shortest one ends the map.
+            timeout: Seconds from this call after which the iterator raises.
+            chunksize: Items per call of a worker. Default: one; more if there are many
+                items and the first ones show that each takes well under 2 ms. A worker
+                that dies takes the items of its chunk with it.
+            buffersize: Read the iterables only so many items ahead of what was taken
+                from the iterator. Default: all at once, as the standard library does.
+            ordered: Whether results come in the order of the items, or as they are done.
+            progress: Show a tqdm bar.
+
+        Returns:
+            An iterator over the results. Leaving it early cancels what has not begun.
+
+        Raises:
+            TimeoutError: From the iterator, if ``timeout`` passed.
+        """
+        return self._map(
+            self._options.call,
+            fn,
+            iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            progress=progress,
+        )
+
+    def _map(
+        self,
+        options: CallOptions,
+        fn: Callable[..., T],
+        iterables: tuple[Iterable[Any], ...],
+        **settings: Any,
+    ) -> Iterator[T]:
+        _check_callable(fn)
+        return batches.map_calls(self._pool, options, fn, iterables, **settings)
+
+    def map_batches(
+        self,
+        fn: Callable[..., Any],
+        X: Any,  # noqa: N803  (the field's name for it)
+        *more: Any,
+        batch_size: int | None = None,
+        out: Any = None,
+        progress: bool | Callable[[int], object] = False,
+    ) -> np.ndarray:
+        """Apply ``fn`` to batches of rows; one array with the results, in order.
+
+        The arrays go into shared memory once and are passed as read-only views; an
+        ``np.memmap`` opened ``"r"`` is mapped from its file instead. Workers write their
+        results into one output array.
+
+        Args:
+            fn: Gets a batch of each array; returns one row per row.
+            X: Array, split along its first axis.
+            *more: Arrays of the same length, split alike.
+            batch_size: Rows per batch. Default: four batches for each worker.
+            out: Where results go: an array, an ``np.memmap`` opened ``"r+"`` or ``"w+"``,
+                or a callable ``out(shape, dtype)`` that makes one when the first batch
+                has told what is needed. Default: a new array.
+            progress: True shows a tqdm bar; a callable is given the rows of each batch.
+
+        Returns:
+            Array of shape ``(len(X), *trailing shape of the results)``.
+
+        Raises:
+            ValueError: If lengths differ, or a batch returns another number of rows,
+                another shape or dtype than those before; a note names the batch.
+        """
+        return self._map_batches(
+            self._options.call,
+            fn,
+            (X, *more),
+            batch_size=batch_size,
+            out=out,
+            progress=progress,
+        )
+
+    def _map_batches(
+        self,
+        options: CallOptions,
+        fn: Callable[..., Any],
+        arrays: tuple[Any, ...],
+        **settings: Any,
+    ) -> np.ndarray:
+        _check_callable(fn)
+        return batches.map_batches(self._pool, options, fn, arrays, **settings)
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        priority: int = 0,
+    ) -> OptionsView:
+        """The same pool with other settings for the calls made through it.
+
+        Args:
+            timeout: Seconds a call may run. Default: the pool's.
+            retries: How often it runs again after its worker died. Default: the pool's.
+            priority: Calls of a higher one run earlier. Default 0.
+        """
+        own = self._options.call
+        return OptionsView(
+            self,
+            CallOptions(
+                own.timeout if timeout is None else timeout,
+                own.retries if retries is None else retries,
+                priority,
+            ),
+        )
+
+    def broadcast(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
+        """Run a call once in every worker, starting all of them; waits for the results.
+
+        Workers that start later have not run it: for those there is ``initializer``.
+        """
+        futures = self._pool.broadcast(fn, args, kwargs)
+        return [future.result() for future in futures]
+
+    def resize(self, max_workers: int) -> None:
+        """Change how many workers there may be; running calls are not disturbed."""
+        number = positive_int("max_workers", max_workers, WORKERS_AT_MOST)
+        self._pool.resize(number)
+        grown, self._max_workers = number > self._max_workers, number
+        if grown:
+            self._warn_of_growth()
+
+    def stats(self) -> Stats:
+        """Figures about workers, calls and memory at this moment."""
+        return self._pool.stats()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; those submitted still run.
+
+        Args:
+            wait: Return only when all calls are done and all workers gone.
+            cancel_futures: Cancel calls that have not begun.
+        """
+        self._finalizer.detach()
+        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def _warn_of_growth(self) -> None:
+        if self._max_workers <= DEFAULT_WORKERS_AT_MOST or self._warned:
+            return
+        if self._options.in_process:
+            return
+        from shmexec.runtime import monitor
+
+        self._warned = True
+        text = monitor.growth_warning(self._max_workers, self._pool.pids())
+        warnings.warn(text, MemoryWarning, stacklevel=3)
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            "an Executor cannot be pickled: calls cannot submit to the pool they run "
+            "in; return what is to be done next instead"
+        )
+        raise TypeError(msg)
+
+    def __repr__(self) -> str:
+        stats = self._pool.stats()
+        return (
+            f"<shmexec.Executor {stats.name!r}: {len(stats.workers)} of "
+            f"{stats.max_workers} workers, {stats.running} calls running, "
+            f"{stats.pending} pending>"
+        )
+
+
+def _check_callable(fn: object) -> None:
+    if not callable(fn):
+        msg = f"fn must be callable, not {fn!r}"
+        raise TypeError(msg)
+
+
+class OptionsView:
+    """An executor's calls with other settings; made by :meth:`Executor.options`."""
+
+    def __init__(self, executor: Executor, options: CallOptions) -> None:
+        self._executor = executor
+        self._options = options
+
+    def submit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """As :meth:`Executor.submit`."""
+        return self._executor._submit(self._options, fn, args, kwargs)  # noqa: SLF001
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        progress: bool = False,
+    ) -> Iterator[T]:
+        """As :meth:`Executor.map`; ``timeout`` here is that of the iterator."""
+        return self._executor._map(  # noqa: SLF001
+            self._options,
+            fn,
+            iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            progress=progress,
+        )
+
+    def map_batches(
+        self,
+        fn: Callable[..., Any],
+        X: Any,  # noqa: N803
+        *more: Any,
+        batch_size: int | None = None,
+        out: Any = None,
+        progress: bool | Callable[[int], object] = False,
+    ) -> np.ndarray:
+        """As :meth:`Executor.map_batches`."""
+        return self._executor._map_batches(  # noqa: SLF001
+            self._options,
+            fn,
+            (X, *more),
+            batch_size=batch_size,
+            out=out,
+            progress=progress,
+        )
