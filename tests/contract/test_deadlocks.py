@@ -1,0 +1,177 @@
+"""Whatever fails on its way, in whichever process: the call ends, the pool goes on.
+
+What CPython calls the deadlock tests. An ``Awkward`` object raises, calls ``sys.exit``
+or ends the process when it is pickled or unpickled.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import pytest
+
+import shmexec
+from tests.contract import calls
+from tests.contract.calls import Awkward
+
+
+@pytest.fixture
+def pool(fresh_executor):
+    """An executor that must be usable at the end of the test."""
+    yield fresh_executor
+    assert fresh_executor.submit(calls.add, 1, 2).result(20) == 3
+
+
+def _error(pool, fn, *args):
+    return pool.submit(fn, *args).exception(20)
+
+
+# -- on the way to the worker ----------------------------------------------------------
+
+
+def test_an_error_when_an_argument_is_pickled(pool):
+    with pytest.raises(pickle.PicklingError, match="awkward"):
+        pool.submit(calls.same, Awkward("dumps", "error")).result(20)
+
+
+def test_an_error_when_an_argument_is_unpickled(pool):
+    error = _error(pool, calls.same, Awkward("loads", "error"))
+    assert isinstance(error, ZeroDivisionError)
+
+
+def test_an_exit_when_an_argument_is_unpickled(pool):
+    error = _error(pool, calls.same, Awkward("loads", "exit"))
+    assert isinstance(error, (SystemExit, BrokenProcessPool))
+
+
+def test_a_crash_when_an_argument_is_unpickled(pool):
+    error = _error(pool, calls.same, Awkward("loads", "crash"))
+    assert isinstance(error, shmexec.WorkerDied)
+    assert error.exitcode == 3
+
+
+# -- in the call -----------------------------------------------------------------------
+
+
+def test_an_error_in_the_call(pool):
+    assert isinstance(_error(pool, calls.raise_division), ZeroDivisionError)
+
+
+def test_an_exit_in_the_call(pool):
+    error = _error(pool, calls.leave, 5)
+    assert isinstance(error, SystemExit)
+    assert error.code == 5
+
+
+def test_a_keyboard_interrupt_in_the_call(pool):
+    assert isinstance(_error(pool, calls.interrupt), KeyboardInterrupt)
+
+
+def test_a_crash_in_the_call(pool):
+    error = _error(pool, calls.leave_at_once)
+    assert isinstance(error, shmexec.WorkerDied)
+
+
+def test_a_crash_with_large_arguments_waiting(pool, gate):
+    large = np.ones(2_000_000)
+    crash = pool.submit(calls.kill_me, 9, large)
+    others = [pool.submit(np.sum, large) for _ in range(10)]
+    assert isinstance(crash.exception(20), shmexec.WorkerDied)
+    assert [other.result(20) for other in others] == [2_000_000.0] * 10
+
+
+# -- on the way back -------------------------------------------------------------------
+
+
+def test_an_error_when_a_result_is_pickled(pool):
+    error = _error(pool, calls.make_awkward, "dumps", "error")
+    assert isinstance(error, pickle.PicklingError)
+
+
+def test_an_exit_when_a_result_is_pickled(pool):
+    error = _error(pool, calls.make_awkward, "dumps", "exit")
+    assert isinstance(error, (SystemExit, pickle.PicklingError))
+
+
+def test_a_crash_when_a_result_is_pickled(pool):
+    error = _error(pool, calls.make_awkward, "dumps", "crash")
+    assert isinstance(error, shmexec.WorkerDied)
+
+
+@pytest.mark.parametrize("what", ["error", "exit"])
+def test_a_failure_when_a_result_is_unpickled_here(pool, what):
+    error = _error(pool, calls.make_awkward, "loads", what)
+    assert isinstance(error, pickle.PicklingError)
+    assert "result" in str(error)
+
+
+@pytest.mark.parametrize("at", ["dumps", "loads"])
+@pytest.mark.parametrize("what", ["error", "exit"])
+def test_a_failure_when_an_exception_travels(pool, at, what):
+    error = _error(pool, calls.raise_awkward, at, what)
+    assert isinstance(error, shmexec.RemoteError)
+    assert error.type_name.endswith("AwkwardError")
+
+
+def test_a_crash_when_an_exception_is_pickled(pool):
+    error = _error(pool, calls.raise_awkward, "dumps", "crash")
+    assert isinstance(error, shmexec.WorkerDied)
+
+
+# -- the ways are full -----------------------------------------------------------------
+
+
+def test_pickles_larger_than_any_pipe(pool):
+    text = "x" * 3_000_000
+    assert pool.submit(len, text).result(20) == len(text)
+    assert pool.submit(calls.same, text).result(20) == text
+
+
+def test_many_calls_while_both_workers_are_busy(pool, gate):
+    # gh-105829: more calls than any pipe could hold, before anybody reads.
+    running = [pool.submit(calls.through, gate) for _ in range(2)]
+    gate.arrived(2)
+    futures = [pool.submit(calls.same, b"x" * 10_000) for _ in range(500)]
+    gate.open()
+    assert all(len(future.result(20)) == 10_000 for future in futures)
+    assert all(future.done() for future in running)
+
+
+def test_many_calls_from_callbacks(pool):
+    done = threading.Event()
+    left = [200]
+
+    def again(future):
+        left[0] -= 1
+        if left[0]:
+            pool.submit(calls.same, left[0]).add_done_callback(again)
+        else:
+            done.set()
+
+    pool.submit(calls.same, 0).add_done_callback(again)
+    assert done.wait(20)
+
+
+def test_shutdown_while_a_worker_crashes(make_executor):
+    executor = make_executor()
+    futures = [executor.submit(calls.leave_at_once)]
+    futures += [executor.submit(calls.same, i) for i in range(10)]
+    executor.shutdown()
+    assert isinstance(futures[0].exception(), shmexec.WorkerDied)
+    assert [future.result() for future in futures[1:]] == list(range(10))
+
+
+@pytest.mark.every_start
+def test_dozens_of_crashes_in_a_row(pool):
+    futures = [
+        pool.submit(calls.leave_at_once if i % 3 == 0 else calls.same, i)
+        for i in range(15)
+    ]
+    for i, future in enumerate(futures):
+        if i % 3:
+            assert future.result(20) == i
+        else:
+            assert future.exception(20).exitcode == i

@@ -1,0 +1,203 @@
+"""What the tests of failures run in workers. Light: every worker imports this."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tests.contract.calls import Barrier
+
+
+def arrive(gate: Barrier) -> None:
+    """Tell the test that this call is here, and go on."""
+    arrived = os.open(f"{gate.folder}/arrived", os.O_WRONLY)
+    os.write(arrived, os.getpid().to_bytes(8, "little"))
+    os.close(arrived)
+
+
+def segfault() -> None:
+    """Read at address zero."""
+    ctypes.string_at(0)
+
+
+def once(path: str, number: int = signal.SIGKILL) -> int:
+    """Die at the first attempts, as often as the file allows; then return."""
+    with open(path) as file:
+        left = int(file.read())
+    if left:
+        with open(path, "w") as file:
+            file.write(str(left - 1))
+        os.kill(os.getpid(), number)
+    return os.getpid()
+
+
+def die_on_first_run(array: np.ndarray, path: str) -> float:
+    """Spoil the argument and die; the second time return its sum."""
+    total = float(array.sum())
+    array[:] = 0
+    once(path)
+    return total
+
+
+def leave_a_grandchild(path: str) -> NoReturn:
+    """Have a child that holds all descriptors of this worker, then die."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        while True:
+            signal.pause()
+    with open(path, "w") as file:
+        file.write(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def with_subprocess(path: str) -> int:
+    """Have a program run that inherits what is inheritable, then return."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"], close_fds=False
+    )
+    with open(path, "w") as file:
+        file.write(str(child.pid))
+    child.returncode = 0  # or its __del__ warns
+    return os.getpid()
+
+
+def come_back_as_two(value: Any) -> Any:
+    """Fork, and return from the call in both."""
+    os.fork()
+    return value
+
+
+def sleep_for_ever(gate: Barrier) -> NoReturn:
+    """In the simplest way."""
+    arrive(gate)
+    while True:
+        time.sleep(1000)
+
+
+def ignore_everything(gate: Barrier) -> NoReturn:
+    """Ignore SIGTERM and swallow what is raised."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    arrive(gate)
+    while True:
+        try:
+            time.sleep(1000)
+        except BaseException:  # noqa: BLE001  (that is the point)
+            continue
+
+
+def block_signals(gate: Barrier) -> NoReturn:
+    """Let no signal in that can be kept out."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    arrive(gate)
+    while True:
+        time.sleep(1000)
+
+
+def sleep_in_c(gate: Barrier) -> None:
+    """Hold the GIL, in a call that a signal ends."""
+    arrive(gate)
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def stuck_in_c(gate: Barrier) -> None:
+    """Hold the GIL, in a call that nothing ends: a mutex that is locked already."""
+    arrive(gate)
+    mutex = ctypes.create_string_buffer(128)
+    libc = ctypes.PyDLL(None)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+
+HANGS = (sleep_for_ever, ignore_everything, block_signals, sleep_in_c, stuck_in_c)
+
+
+def filled(nbytes: int, value: int = 1) -> np.ndarray:
+    """A new array of bytes."""
+    return np.full(nbytes, value, np.uint8)
+
+
+def filled_behind(gate: Barrier, nbytes: int, value: int = 1) -> np.ndarray:
+    """The same, after passing the gate."""
+    gate.wait()
+    return filled(nbytes, value)
+
+
+def total(array: np.ndarray) -> int:
+    """The sum."""
+    return int(array.sum())
+
+
+def total_behind(gate: Barrier, array: np.ndarray) -> int:
+    """The sum, after passing the gate."""
+    gate.wait()
+    return int(array.sum())
+
+
+def address(array: np.ndarray) -> int:
+    """Where it lies in this process."""
+    return int(array.__array_interface__["data"][0])
+
+
+def half(x: np.ndarray) -> np.ndarray:
+    """Half of it."""
+    return x / 2
+
+
+def is_read_only(x: np.ndarray) -> np.ndarray:
+    """A row for each, saying whether it may not be written to."""
+    return np.full(len(x), not x.flags.writeable)
+
+
+def kind_of(x: np.ndarray) -> np.ndarray:
+    """A row for each, saying what type it came as."""
+    return np.full(len(x), isinstance(x, np.memmap))
+
+
+def weighted(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Rows times weights."""
+    return x * w[:, None]
+
+
+def too_few(x: np.ndarray) -> np.ndarray:
+    """One row less than there were."""
+    return x[1:]
+
+
+def other_shape_for_later(x: np.ndarray) -> np.ndarray:
+    """Another trailing shape from row 10 on."""
+    return x if x[0, 0] < 10 else x[:, :1]
+
+
+def other_dtype_for_later(x: np.ndarray) -> np.ndarray:
+    """Another dtype from row 10 on."""
+    return x if x[0, 0] < 10 else x.astype(np.float32)
+
+
+def fail_at_13(x: np.ndarray) -> np.ndarray:
+    """Raise where a row starts with 13."""
+    if 13 in x[:, 0]:
+        raise ZeroDivisionError("unlucky")
+    return x
+
+
+def die_at_13(x: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """Die, once, where a row starts with 13; the file's path is in the rows."""
+    if 13 in x[:, 0]:
+        once(bytes(path[0]).decode().rstrip("\0"))
+    return x
+
+
+def hang_at_13(x: np.ndarray) -> np.ndarray:
+    """Hang where a row starts with 13."""
+    while 13 in x[:, 0]:
+        time.sleep(1000)
+    return x

@@ -1,0 +1,387 @@
+"""The scheduler in a model world: processes that start, refuse, read, finish and die.
+
+The machine's commands are carried out by a fake runtime, which remembers what it was
+told and checks each command against what a real one could do. Afterwards everything is
+drained: each call must have been resolved exactly once.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, Phase, settings, strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from shmexec.scheduler import records as r
+from shmexec.scheduler.machine import Machine
+
+
+class Process:
+    """What a worker process does, as far as a scheduler can see."""
+
+    def __init__(self):
+        self.up = False
+        self.call = None
+        self.begun = False
+        self.asked = False  # to exit
+        self.interrupted = False
+        self.killed = False
+
+    @property
+    def draining(self):
+        return self.asked or self.interrupted or self.killed
+
+
+class Call:
+    """What a caller knows of a call."""
+
+    def __init__(self, event):
+        self.event = event
+        self.order = (-event.priority, event.call)
+        self.pending = True
+        self.outcomes = []
+        self.attempts = 0
+        self.sent_at = None
+        self.stop_asked = False
+        self.killers = 0
+
+
+def snapshot(machine):
+    """All state of a machine, to be compared."""
+    state = {k: v for k, v in vars(machine).items() if k != "_handlers"}
+    state["calls"] = {
+        call.id: [
+            getattr(call, slot) if slot != "worker" else call.worker and call.worker.id
+            for slot in call.__slots__
+        ]
+        for call in machine.calls.values()
+    }
+    for name in ("workers", "_idle"):
+        state[name] = {
+            worker.id: [
+                getattr(worker, slot)
+                if slot != "call"
+                else worker.call and worker.call.id
+                for slot in worker.__slots__
+            ]
+            for worker in getattr(machine, name).values()
+        }
+    return repr(state)
+
+
+class Scheduling(RuleBasedStateMachine):
+    @initialize(
+        max_workers=st.integers(1, 3),
+        max_restarts=st.integers(0, 2),
+        max_calls=st.none() | st.integers(1, 3),
+        idle_timeout=st.none() | st.just(5.0),
+    )
+    def begin(self, max_workers, max_restarts, max_calls, idle_timeout):
+        self.machine = Machine(
+            max_workers,
+            max_restarts=max_restarts,
+            max_calls=max_calls,
+            idle_timeout=idle_timeout,
+        )
+        self.now = 100.0
+        self.calls = {}
+        self.processes = {}
+        self.newest = 0
+        self.broken = False
+        self.closed = False
+
+    # -- the fake runtime ------------------------------------------------------------
+
+    def handle(self, event):
+        for command in self.machine.handle(event, self.now):
+            getattr(self, f"do_{type(command).__name__.lower()}")(command, event)
+
+    def do_send(self, command, _event):
+        call, process = self.calls[command.call], self.processes[command.worker]
+        assert call.pending
+        assert not call.outcomes
+        assert process.up
+        assert not process.draining
+        assert process.call is None
+        pinned = call.event.worker
+        assert pinned in {None, command.worker}
+        if pinned is None:
+            first = min(
+                other.order
+                for other in self.calls.values()
+                if other.pending and other.event.worker is None
+            )
+            assert call.order == first, "not first in, first out within a priority"
+        call.pending = False
+        call.attempts += 1
+        call.sent_at = self.now
+        process.call, process.begun = command.call, False
+
+    def do_spawn(self, command, _event):
+        assert command.worker > self.newest, "a worker's number was used again"
+        assert not self.broken
+        self.newest = command.worker
+        self.processes[command.worker] = Process()
+        active = sum(not each.draining for each in self.processes.values())
+        assert active <= self.machine.max_workers
+
+    def do_exit(self, command, _event):
+        process = self.processes[command.worker]
+        assert not process.draining
+        assert process.call is None
+        process.asked = True
+
+    def do_kill(self, command, _event):
+        process = self.processes[command.worker]
+        if command.force:
+            process.killed = True
+        else:
+            assert process.call is not None
+            process.interrupted = True
+
+    def do_drop(self, command, _event):
+        self.calls[command.call].pending = False
+        self.calls[command.call].outcomes.append("cancelled")
+
+    def do_fail(self, command, event):
+        call = self.calls[command.call]
+        call.pending = False
+        call.outcomes.append(command.why)
+        limit = call.event.timeout
+        died = isinstance(event, r.WorkerDead)
+        allowed = {
+            "died": died,
+            "timeout": limit is not None
+            and call.sent_at is not None
+            and self.now >= call.sent_at + limit,
+            "stopped": call.stop_asked,
+            "broken": self.broken,
+            "cancelled": isinstance(event, r.Closed) and event.cancel_pending,
+        }
+        assert allowed[command.why], command
+        if command.why == "died":
+            if call.event.worker is None:
+                assert event.worker == command.worker
+                assert not event.unread or self.broken
+                assert call.attempts > 0
+            if not self.broken and call.event.worker is None:
+                assert call.killers == call.event.retries + 1
+
+    def do_broke(self, command, _event):
+        assert not self.broken
+        assert command.reasons
+        self.broken = True
+
+    # -- callers ---------------------------------------------------------------------
+
+    @precondition(lambda self: not self.closed)
+    @rule(
+        timeout=st.none() | st.sampled_from([1.0, 3.0]),
+        retries=st.integers(0, 2),
+        priority=st.integers(-1, 1),
+        data=st.data(),
+    )
+    def submit(self, timeout, retries, priority, data):
+        known = sorted(self.machine.workers)
+        worker = data.draw(st.none() | st.sampled_from(known)) if known else None
+        event = r.Submitted(len(self.calls) + 1, timeout, retries, priority, worker)
+        self.calls[event.call] = Call(event)
+        self.handle(event)
+
+    @rule(data=st.data(), running=st.booleans())
+    def cancel(self, data, running):
+        number = data.draw(st.integers(0, len(self.calls) + 1))
+        call = self.calls.get(number)
+        before = call.outcomes[:] if call else None
+        if call and running:
+            call.stop_asked = True
+        pending = call is not None and call.pending
+        self.handle(r.Cancelled(number, running))
+        if pending:
+            assert call.outcomes == ["cancelled"]
+        elif call:
+            assert call.outcomes == before
+
+    @rule(number=st.integers(1, 4))
+    def resize(self, number):
+        self.handle(r.Resized(number))
+
+    @rule()
+    def everyone(self):
+        if not self.closed:
+            self.handle(r.Everyone())
+
+    @rule(cancel=st.booleans(), sure=st.integers(0, 4))
+    def close(self, cancel, sure):
+        if sure == 0:
+            self.closed = True
+            self.handle(r.Closed(cancel))
+
+    # -- processes ---------------------------------------------------------------------
+
+    def draw_process(self, data, wanted):
+        numbers = [n for n, each in self.processes.items() if wanted(each)]
+        return data.draw(st.sampled_from(numbers)) if numbers else None
+
+    @rule(data=st.data())
+    def ready(self, data):
+        number = self.draw_process(data, lambda each: not each.up and not each.killed)
+        if number is not None:
+            self.processes[number].up = True
+            self.handle(r.WorkerReady(number))
+
+    @rule(data=st.data(), sure=st.integers(0, 5))
+    def refuse(self, data, sure):
+        number = self.draw_process(data, lambda each: not each.up and not each.killed)
+        if number is not None and sure == 0:
+            self.handle(r.WorkerRefused(number, "no"))
+            assert self.broken
+
+    @rule(data=st.data())
+    def read(self, data):
+        number = self.draw_process(data, lambda each: each.call and not each.begun)
+        if number is not None:
+            self.processes[number].begun = True
+
+    @rule(data=st.data(), ok=st.booleans())
+    def finish(self, data, ok):
+        number = self.draw_process(data, lambda each: each.call and not each.killed)
+        if number is not None:
+            self.finish_one(number, ok)
+
+    def finish_one(self, number, ok=True):
+        process = self.processes[number]
+        call, process.call = self.calls[process.call], None
+        self.handle(r.Finished(call.event.call, number, ok))
+        if not process.interrupted:
+            call.outcomes.append("done" if ok else "failed")
+
+    @rule(data=st.data())
+    def die(self, data):
+        number = self.draw_process(data, lambda _each: True)
+        if number is not None:
+            self.die_one(number)
+
+    def die_one(self, number):
+        process = self.processes.pop(number)
+        unread = process.call is not None and not process.begun
+        call = self.calls.get(process.call)
+        if call is not None and not process.interrupted:
+            call.killers += process.begun
+            # What it does next is up to the machine: wait again, or fail.
+            call.pending = True
+        self.handle(r.WorkerDead(number, "gone", unread))
+
+    @rule(seconds=st.sampled_from([0.0, 0.05, 0.2, 1.0, 12.0]))
+    def tick(self, seconds):
+        self.now += seconds
+        self.handle(r.Tick())
+        due = self.machine.next_tick()
+        assert due is None or due > self.now, "it would be asked again and again"
+
+    # -- what cannot be ----------------------------------------------------------------
+
+    @rule(data=st.data())
+    def illegal(self, data):
+        events = [
+            r.WorkerReady(self.newest + 1),
+            r.WorkerRefused(self.newest + 1, "no"),
+            r.WorkerDead(self.newest + 1, "gone"),
+            r.Finished(len(self.calls) + 1, self.newest, ok=True),
+            r.Submitted(len(self.calls) + 1, worker=self.newest + 1),
+        ]
+        if self.closed:
+            events.append(r.Submitted(len(self.calls) + 1))
+        for number, process in self.processes.items():
+            if process.up and not process.draining:
+                events += [r.WorkerReady(number), r.WorkerRefused(number, "no")]
+            for call in list(self.calls)[-5:]:
+                if process.call != call:
+                    events.append(r.Finished(call, number, ok=True))
+        events += [r.Submitted(call) for call in self.machine.calls]
+        event = data.draw(st.sampled_from(events))
+        before = snapshot(self.machine)
+        try:
+            self.machine.handle(event, self.now)
+        except r.IllegalEvent:
+            pass
+        else:
+            raise AssertionError(event)
+        assert snapshot(self.machine) == before
+
+    # -- always ------------------------------------------------------------------------
+
+    @invariant()
+    def consistent(self):
+        machine = self.machine
+        machine.validate()
+        for number, call in self.calls.items():
+            assert len(call.outcomes) <= 1
+            assert (number in machine.calls) == (not call.outcomes)
+            if number in machine.calls:
+                is_pending = machine.calls[number].state is r.CallState.PENDING
+                assert call.pending == is_pending
+                assert machine.story(number)
+        assert machine.pending == sum(call.pending for call in self.calls.values())
+        assert machine.submitted == len(self.calls)
+        assert set(machine.workers) == set(self.processes)
+        # Whoever was told to end is killed if it does not.
+        for number, process in self.processes.items():
+            if process.draining and not process.killed:
+                assert machine.workers[number].kill_at is not None
+
+    @invariant()
+    def somebody_works(self):
+        """What waits has a worker that may take it, one that starts, or a due tick."""
+        machine = self.machine
+        if any(c.pending and c.event.worker is None for c in self.calls.values()):
+            active = [each for each in self.processes.values() if not each.draining]
+            assert active or machine.next_tick() is not None
+
+    def go_on(self):
+        """Every process does the next thing that is expected of it."""
+        for number, process in list(self.processes.items()):
+            if process.draining:
+                if process.call and process.interrupted and not process.killed:
+                    self.finish_one(number)
+                self.die_one(number)
+            elif not process.up:
+                process.up = True
+                self.handle(r.WorkerReady(number))
+            elif process.call:
+                self.finish_one(number)
+
+    def teardown(self):
+        if not hasattr(self, "machine"):
+            return
+        self.handle(r.Closed())
+        self.closed = True
+        for _ in range(500):
+            if self.machine.finished:
+                break
+            self.go_on()
+            due = self.machine.next_tick()
+            if due is not None:
+                self.now = max(self.now, due)
+            self.handle(r.Tick())
+            self.machine.validate()
+        assert self.machine.finished
+        assert not self.processes
+        for call in self.calls.values():
+            assert len(call.outcomes) == 1, "lost, or resolved twice"
+        counts = self.machine.counts
+        assert sum(counts.values()) == len(self.calls)
+
+
+TestScheduling = Scheduling.TestCase
+TestScheduling.settings = settings(
+    max_examples=250,
+    stateful_step_count=50,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
