@@ -1,0 +1,51 @@
+"""One measurement in a process of its own: ``python -m benchmarks.child SYSTEM CASE``.
+
+Started by :mod:`benchmarks.fresh`. The last line on stdout is the sample as JSON; if
+anything goes wrong there is none, and a non-zero exit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from benchmarks import limits
+from benchmarks.cases import CASES
+from benchmarks.sampling import Plan, Sample
+from benchmarks.systems import SYSTEMS
+
+LIMIT = "limit"
+"""Stands for a system: then the case is the name of a limit."""
+
+
+def measure(system_name: str, case_name: str, workers: int, plan: Plan) -> Sample:
+    """Open the system, make the calls, close it."""
+    case, system = CASES[case_name], SYSTEMS[system_name]
+    if system.inherits and case.prepare is not None:
+        case.prepare()
+    with system.open(workers) as caller:
+        return case.measure(caller, plan)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what the arguments say."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.child")
+    parser.add_argument("system")
+    parser.add_argument("case")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--nbytes", type=int, default=0)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args(arguments)
+    plan = Plan.of(args.nbytes, quick=args.quick)
+    if args.system == LIMIT:
+        measured = limits.measure(args.case, args.nbytes, plan)
+    else:
+        measured = measure(args.system, args.case, args.workers, plan)
+    print(json.dumps(asdict(measured)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

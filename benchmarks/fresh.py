@@ -1,0 +1,98 @@
+"""Measurements in fresh processes, none of which can hang or outlive the run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.sampling import Sample
+
+_FOLDER = Path(__file__).resolve().parent.parent
+
+_ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "BLIS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+    ),
+    "1",
+)
+
+
+class Failed(Exception):
+    """A measurement gave no figures; the message is one line."""
+
+
+def measure(
+    system: str, case: str, *, nbytes: int, workers: int, quick: bool, timeout: float
+) -> Sample:
+    """Run :mod:`benchmarks.child` in a new process group.
+
+    Raises:
+        Failed: If it gave a wrong result, broke, or left a process behind, or if that
+            took longer than ``timeout`` seconds; its whole group is killed then.
+    """
+    command = [sys.executable, "-m", "benchmarks.child", system, case]
+    command += ["--nbytes", str(nbytes), "--workers", str(workers)]
+    command += ["--quick"] if quick else []
+    process = subprocess.Popen(
+        command,
+        cwd=_FOLDER,
+        env={**os.environ, **_ONE_THREAD},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        # Returns when the last process that has the pipes ends: also a stray worker.
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        over = _has_ended(process)
+        _end(process)
+        why = "left a process behind" if over else "was stopped"
+        msg = f"{why} after {timeout:g} s"
+        raise Failed(msg) from None
+    except BaseException:
+        _end(process)
+        raise
+    if process.returncode != 0:
+        lines = errors.strip().splitlines()
+        msg = lines[-1] if lines else f"exit status {process.returncode}"
+        raise Failed(msg)
+    return _read(output)
+
+
+def _has_ended(process: subprocess.Popen[str]) -> bool:
+    """Whether it has; without reaping it, so that its number stays taken."""
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, how) is not None
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill the whole group, unless its leader was reaped: it might be another one."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def _read(output: str) -> Sample:
+    try:
+        return Sample(**json.loads(output.strip().splitlines()[-1]))
+    except (IndexError, ValueError, TypeError):
+        msg = f"no figures in its output: {output[-200:]!r}"
+        raise Failed(msg) from None
