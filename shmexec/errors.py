@@ -186,4 +186,4 @@ class PoolClosed(ShmexecError, RuntimeError):
 
 
 class MemoryWarning(UserWarning):
-    """A pool may need more memory than the machine, or its cgroup, has left."""
+    """A pool needs more memory than it may take, or than the machine has left."""

@@ -236,7 +236,7 @@ class Host:
         So its descriptor never has to travel back, and the parent inherits the memory
         of a dead worker without being told.
         """
-        segment = Segment.create(self.kind, self.budget.limit(account))
+        segment = Segment.create(self.kind, self.arena.segment.size)
         with self.lock:
             worker = WorkerArena(next(self._ids), segment, account)
             self._workers[worker.id] = worker
@@ -250,6 +250,12 @@ class Host:
                 return False
             worker.quota += nbytes
             return True
+
+    def grant_beyond(self, worker: WorkerArena, nbytes: int) -> None:
+        """Raise a worker's quota past all limits, for one result larger than they are."""
+        with self.lock:
+            self.budget.charge_beyond(worker.account, nbytes)
+            worker.quota += nbytes
 
     def returned(self, worker: WorkerArena, nbytes: int) -> None:
         """A worker gave quota back, after punching it out."""

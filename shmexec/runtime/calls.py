@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from shmexec.deadline import Deadline
 from shmexec.errors import (
+    MemoryWarning,
     PoolClosed,
     RemoteError,
     RemoteTraceback,
@@ -230,6 +232,7 @@ class Outcome(NamedTuple):
     views: tuple[np.ndarray, ...] = ()
     error: BaseException | None = None
     cancelled: bool = False
+    warning: str = ""
 
 
 def resolve(outcome: Outcome) -> None:
@@ -241,6 +244,12 @@ def resolve(outcome: Outcome) -> None:
     result, error = None, outcome.error
     if not (outcome.cancelled or future.settled or error is not None):
         result, error = _unpack(outcome)
+    if outcome.warning:
+        try:
+            warnings.warn(outcome.warning, MemoryWarning, stacklevel=2)
+        except MemoryWarning as raised:  # the program has made errors of them
+            # Its frames hold the result.
+            result, error = None, raised.with_traceback(None)
     before = getattr(_resolving, "active", False)
     _resolving.active = True
     try:

@@ -36,6 +36,11 @@ def available_bytes() -> int:
     return max(0, min(int(psutil.virtual_memory().available), limit - used))
 
 
+def can_take(nbytes: int) -> bool:
+    """Whether so many bytes can be had now, and a tenth of the machine left free."""
+    return available_bytes() - nbytes > total_bytes() // 10
+
+
 def _cgroup() -> tuple[int, int]:
     """Limit and use of the innermost limited cgroup; a huge limit if none has one."""
     best = (_UNLIMITED, 0)

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,15 @@ _SMALLEST_GRANT = 16 << 20
 
 RECLAIM_WITHIN = 1.0
 """Seconds that a worker waits for others to give quota back; one may be stopped."""
+
+
+class _Want(NamedTuple):
+    """A worker waits for ``needed`` bytes of quota, for a result of ``result``."""
+
+    handle: WorkerHandle
+    needed: int
+    result: int
+    until: float
 
 
 class _Whole:
@@ -103,7 +112,7 @@ class Pool:
         self._events: deque[r.Event] = deque()
         self._to_spawn: deque[int] = deque()
         self._outcomes: dict[int, Outcome] = {}
-        self._wanting: list[tuple[WorkerHandle, int, float]] = []
+        self._wanting: list[_Want] = []
         self._closed = False
         self._forked = False
         self._gone = threading.Event()
@@ -428,7 +437,8 @@ class Pool:
             reason = f"the initializer failed: {message.payload.decode()}"
             self._handle(r.WorkerRefused(handle.number, reason))
         elif kind is Kind.WANT:
-            self._wanting.append((handle, message.number, now() + RECLAIM_WITHIN))
+            until = now() + RECLAIM_WITHIN
+            self._wanting.append(_Want(handle, message.number, message.request, until))
         elif kind is Kind.RETURNED:
             if message.request:
                 handle.trimming = False
@@ -443,12 +453,15 @@ class Pool:
         views = tuple(self._accept(handle, ref) for ref in message.refs)
         handle.copied_out = message.number
         handle.request = 0
+        warning, handle.warning = handle.warning, ""
         if call is not None and not state.stopping:
             payload: Any = message.payload
             if message.spilled:
                 payload, views = views[-1], views[:-1]
             # Noted before it is forgotten: an interrupt in between loses nothing.
-            self._outcomes[call.number] = Outcome(call, message.kind, payload, views)
+            self._outcomes[call.number] = Outcome(
+                call, message.kind, payload, views, warning=warning
+            )
             self._forget(call.number)
         ok = message.kind is Kind.RESULT
         self._handle(r.Finished(message.request, handle.number, ok))
@@ -471,7 +484,7 @@ class Pool:
         code = handle.process.reap()
         reason = reports.death(handle, code)
         not_begun = handle.call_not_begun()
-        self._wanting = [want for want in self._wanting if want[0] is not handle]
+        self._wanting = [want for want in self._wanting if want.handle is not handle]
         if handle.number in self._machine.workers:
             self._handle(r.WorkerDead(handle.number, reason, not_begun))
         self._copied[1] += handle.copied_out
@@ -490,18 +503,26 @@ class Pool:
     def _try_wanting(self) -> None:
         """Answer workers that want room: at once, or when reclaiming has ended."""
         for want in self._wanting[:]:
-            handle, needed, until = want
+            handle, needed = want.handle, want.needed
             granted = 0
             for nbytes in (max(needed, _SMALLEST_GRANT), needed):
                 if self.host.grant(handle.arena, nbytes):
                     granted = nbytes
                     break
-            if not granted and self._start_reclaim() and now() < until:
+            if not granted and self._start_reclaim() and now() < want.until:
                 continue
             self._wanting.remove(want)
             with self.host.lock:
                 budget = self.host.budget.limit(self)
                 used = budget - min(budget, self.host.budget.free(self))
+            if not granted and want.result > budget and monitor.can_take(needed):
+                # Nothing that anybody gave back could make room for it.
+                self.host.grant_beyond(handle.arena, needed)
+                granted = needed
+                handle.warning = (
+                    f"a result of {want.result} bytes is larger than the {budget} bytes "
+                    "of max_shared_memory; it was passed beyond them"
+                )
             self._tell(
                 handle, Message(Kind.GRANT, number=granted, leases=(used, budget))
             )
@@ -540,7 +561,7 @@ class Pool:
         with self._lock:  # other threads submit meanwhile
             due = self._machine.next_tick()
             if self._wanting:
-                first = min(until for _, _, until in self._wanting)
+                first = min(want.until for want in self._wanting)
                 due = first if due is None else min(due, first)
         return None if due is None else max(0.0, due - now())
 

@@ -34,6 +34,7 @@ class WorkerHandle:
     Attributes:
         number: The worker's number, its generation in messages.
         request: The call it was sent last, 0 after its reply.
+        warning: To be given with the result of that call.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class WorkerHandle:
         self.memory: int | None = None
         self.exitcode: int | None = None
         self.copied_out = 0
+        self.warning = ""
         self._known: OrderedDict[bytes, None] = OrderedDict()
         packets = options.segment == "memfd" and sys.platform == "linux"
         self._closed = False

@@ -32,7 +32,7 @@ class Kind(IntEnum):
     REFUSED = 8  # worker: the initializer failed; the payload says why
     RESULT = 9  # worker: the call returned
     ERROR = 10  # worker: the call raised
-    WANT = 11  # worker: `number` bytes of quota, please
+    WANT = 11  # worker: `number` bytes of quota, for a result of `request` bytes
     RETURNED = 12  # worker: gave `number` bytes of quota back; ended these leases
 
 

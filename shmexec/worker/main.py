@@ -253,9 +253,9 @@ class _Worker:
             self._send(Message(Kind.RETURNED, leases=leases))
         self._send(Message(Kind.RETURNED, number=nbytes, request=1, leases=last))
 
-    def _want_quota(self, nbytes: int) -> tuple[int, int, int]:
+    def _want_quota(self, nbytes: int, result: int) -> tuple[int, int, int]:
         """Ask the parent for room, and wait for its answer: it always gives one."""
-        self._send(Message(Kind.WANT, number=nbytes))
+        self._send(Message(Kind.WANT, number=nbytes, request=result))
         while True:
             message = decode(self._receiver.receive())
             if message.kind is Kind.GRANT:

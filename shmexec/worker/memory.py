@@ -21,8 +21,8 @@ from shmexec.wire.messages import Mode, Ref
 from shmexec.wire.pickling import Source
 from shmexec.worker.setup import WorkerConfig
 
-WantQuota = Callable[[int], tuple[int, int, int]]
-"""Asks the parent for bytes; returns (granted, used, budget)."""
+WantQuota = Callable[[int, int], tuple[int, int, int]]
+"""Asks the parent for bytes, for a result of so many; returns (granted, used, budget)."""
 
 
 class WorkerMemory:
@@ -103,7 +103,7 @@ class WorkerMemory:
         blocks = self.arena.blocks
         missing = blocks.used + size - self.quota
         if missing > 0:
-            granted, used, budget = self._want_quota(missing)
+            granted, used, budget = self._want_quota(missing, nbytes)
             self.quota += granted
             if granted < missing:
                 msg = (

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import shmexec
-from shmexec.runtime import lifecycle
+from shmexec.runtime import lifecycle, monitor
 from tests.contract import calls
 from tests.integration import faults
 from tests.waiting import wait_until
@@ -68,7 +68,30 @@ def test_a_failed_submit_holds_nothing(make_small):
     assert executor.stats().submitted == 0
 
 
-def test_a_result_over_the_budget_fails_its_call(make_small):
+def test_a_result_larger_than_the_budget_comes_with_a_warning(make_small):
+    executor = make_small(1)
+    with pytest.warns(shmexec.MemoryWarning, match=f"{65 * MB} .* {64 * MB} ") as seen:
+        result = executor.submit(faults.filled, 65 * MB, 7).result()
+    assert len(seen) == 1
+    assert result.nbytes == 65 * MB
+    assert (result == 7).all()
+    assert executor.stats().shared_memory_used >= 65 * MB
+    del result
+    assert executor.submit(faults.total, faults.filled(20 * MB)).result() == 20 * MB
+    assert executor.stats().shared_memory_used <= 64 * MB
+
+
+def test_the_warning_as_an_error_fails_the_call(make_small):
+    executor = make_small(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", shmexec.MemoryWarning)
+        error = executor.submit(faults.filled, 65 * MB).exception()
+    assert isinstance(error, shmexec.MemoryWarning)
+    assert executor.submit(faults.filled, 60 * MB).result().nbytes == 60 * MB
+
+
+def test_a_result_larger_than_the_machine_has_fails_its_call(make_small, monkeypatch):
+    monkeypatch.setattr(monitor, "available_bytes", lambda: 65 * MB)
     executor = make_small(1)
     error = executor.submit(faults.filled, 65 * MB).exception()
     assert isinstance(error, shmexec.SharedMemoryFull)

@@ -60,6 +60,15 @@ class Accounts(RuleBasedStateMachine):
         self.charged[name] += nbytes * fits
 
     @rule(name=NAMES, nbytes=AMOUNTS)
+    def charge_beyond(self, name, nbytes):
+        if name not in self.limits or nbytes < 0:
+            with pytest.raises(ValueError, match=r"not open|negative"):
+                self.budget.charge_beyond(name, nbytes)
+            return
+        self.budget.charge_beyond(name, nbytes)
+        self.charged[name] += nbytes
+
+    @rule(name=NAMES, nbytes=AMOUNTS)
     def discharge(self, name, nbytes):
         if 0 <= nbytes <= self.charged[name]:
             self.budget.discharge(name, nbytes)
@@ -81,7 +90,7 @@ class Accounts(RuleBasedStateMachine):
     def agrees_with_the_model(self):
         self.budget.validate()
         assert self.budget.used() == sum(self.charged.values())
-        assert self.budget.free() == self.total - sum(self.charged.values())
+        assert self.budget.free() == max(0, self.total - sum(self.charged.values()))
         assert self.budget.limit() == self.total
         for name, charged in self.charged.items():
             assert self.budget.used(name) == charged
