@@ -5,9 +5,10 @@ Written against a :class:`Backend`, which a pool is, and a pool without processe
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future as BaseFuture, wait
@@ -16,12 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from shmexec.deadline import Deadline
+from shmexec.memory.files import FileArray, in_file
 from shmexec.options import CallOptions, positive_int
 from shmexec.runtime.calls import rebuild_error
 from shmexec.runtime.futures import Future
 from shmexec.wire.messages import Mode
 from shmexec.wire.pickling import PlacedArray, PlacedSource
-from shmexec.worker.tasks import FileArray, run_batch, run_chunk
+from shmexec.worker.tasks import Blank, check_like, run_batch, run_chunk
 
 PROBE_FROM = 256
 """Items of a map from which it is worth finding out how long one takes."""
@@ -37,6 +39,10 @@ CHUNK_AT_MOST = 4096
 
 class Backend(Protocol):
     """Where calls run."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether calls run in this process, on the very arrays they are given."""
 
     def submit(
         self,
@@ -275,7 +281,7 @@ def map_batches(
         size = max(1, -(-rows // (4 * backend.width())))
     else:
         size = positive_int("batch_size", batch_size)
-    target = _Target(backend, rows, out)
+    target = _Target(backend, fn, inputs, out)
     bar = progress_bar(rows, "row") if progress is True else None
     report = bar.update if bar is not None else progress if callable(progress) else None
     sources: list[_Input] = []
@@ -312,9 +318,8 @@ class _Input:
         self._backend = backend
         self._block: Any = None
         self._array = array
-        self._file = file_array(array, {"r"})
         plain = type(array) in {np.ndarray, np.memmap} and not array.dtype.hasobject
-        if self._file is None and plain and array.nbytes:
+        if plain and array.nbytes and in_file(array) is None:
             self._block = backend.place(array.nbytes)
         if self._block is not None:
             data = backend.bytes_of(self._block)
@@ -322,8 +327,6 @@ class _Input:
 
     def rows(self, start: int, stop: int) -> Any:
         """What to send for these rows."""
-        if self._file is not None:
-            return self._file.rows(start, stop)
         if self._block is not None:
             return placed_rows(self._block, self._array, start, stop, Mode.SHARED)
         return self._array[start:stop]
@@ -352,72 +355,95 @@ def row_bytes(array: np.ndarray) -> int:
     return array.dtype.itemsize * math.prod(array.shape[1:])
 
 
-def file_array(array: np.ndarray, modes: set[str]) -> FileArray | None:
-    """Where a memory-mapped array lies in its file, if workers can map it alike."""
-    if not isinstance(array, np.memmap) or getattr(array, "mode", None) not in modes:
-        return None
-    if not array.flags.c_contiguous or array.filename is None or not array.nbytes:
-        return None
-    root: Any = array
-    while isinstance(root.base, np.memmap):
-        root = root.base
-    moved = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
-    path = os.fspath(array.filename)
+def takes_out(fn: Callable[..., Any], inputs: int) -> bool:
+    """Whether a function of so many arrays can be told where its result goes.
+
+    A ufunc can, and what has a parameter named ``out`` that is free.
+    """
+    if isinstance(fn, np.ufunc):
+        return fn.nout == 1 and fn.nin == inputs
+    if isinstance(fn, functools.partial) and "out" in fn.keywords:
+        return False
     try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    if mapped_inode(array.__array_interface__["data"][0]) not in {None, status.st_ino}:
-        return None  # another file has that name by now: what is mapped is copied
-    return FileArray(
-        path,
-        (status.st_dev, status.st_ino),
-        array.dtype,
-        array.shape,
-        root.offset + moved,
-        "r" if array.mode == "r" else "r+",
-    )
+        signature = inspect.signature(fn)
+        signature.bind(*range(inputs), out=None)
+    except (TypeError, ValueError):
+        return False
+    return "out" in signature.parameters
 
 
-def mapped_inode(address: int) -> int | None:
-    """Inode of the file that is mapped at an address; None if that cannot be known."""
-    try:
-        with open("/proc/self/maps") as maps:
-            for line in maps:
-                span, _, _, _, inode = line.split(maxsplit=5)[:5]
-                start, stop = (int(bound, 16) for bound in span.split("-"))
-                if start <= address < stop:
-                    return int(inode)
-    except OSError:
-        pass
-    return None
+def _needs_out(fn: Callable[..., Any]) -> bool:
+    if isinstance(fn, np.ufunc):
+        return False
+    return inspect.signature(fn).parameters["out"].default is inspect.Parameter.empty
 
 
 class _Target:
-    """The output: decided when the first batch has told its shape and dtype."""
+    """The output: decided when the first batch has told its shape and dtype.
 
-    def __init__(self, backend: Backend, rows: int, out: Any) -> None:
+    Where the user gave an array and the function takes ``out=``, it is decided at once.
+
+    Attributes:
+        passes_out: Whether the function is called with ``out=``.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        fn: Callable[..., Any],
+        inputs: list[np.ndarray],
+        out: Any,
+    ) -> None:
         self._backend = backend
-        self._rows = rows
+        self._inputs = inputs
+        self._rows = len(inputs[0])
         self._out = out
         self._block: Any = None
         self._file: FileArray | None = None
         self.array: np.ndarray | None = None
+        self.passes_out = takes_out(fn, len(inputs))
         if isinstance(out, np.ndarray):
-            if out.ndim == 0 or out.shape[0] != rows:
-                msg = f"out has shape {out.shape}, but there are {rows} rows"
-                raise ValueError(msg)
-            if not out.flags.writeable:
-                msg = "out is read-only"
-                raise ValueError(msg)
+            self._check(out)
+            if self.passes_out:
+                _check_ufunc(fn, inputs, out)
+                self._use(out)
         elif out is not None and not callable(out):
             msg = f"out must be an array, a callable or None, not {type(out).__name__}"
             raise TypeError(msg)
+        elif self.passes_out and _needs_out(fn):
+            msg = (
+                "the function must be given out=, so the output must be known before "
+                "the first batch: pass an array as out= to map_batches, too"
+            )
+            raise TypeError(msg)
+
+    def _check(self, out: np.ndarray) -> None:
+        """Raise ValueError if results cannot be put there."""
+        if out.ndim == 0 or out.shape[0] != self._rows:
+            msg = f"out has shape {out.shape}, but there are {self._rows} rows"
+            raise ValueError(msg)
+        if not out.flags.writeable:
+            msg = "out is read-only"
+            raise ValueError(msg)
+        for index, array in enumerate(self._inputs):
+            if _overlap(out, array):
+                msg = (
+                    f"out overlaps array {index}: batches that are done would change "
+                    "those that are not. Give it memory of its own"
+                )
+                raise ValueError(msg)
+
+    def _use(self, out: np.ndarray) -> None:
+        self.array = out
+        self._file = in_file(out, ("r+", "w+"))
 
     def decide(self, first: np.ndarray) -> None:
         """Make the array that batches like this one go into."""
         shape, dtype = (self._rows, *first.shape[1:]), first.dtype
-        out = self._out(shape, dtype) if callable(self._out) else self._out
+        out = self._out
+        if callable(out):
+            out = out(shape, dtype)
+            self._check(out)
         if out is not None:
             if out.shape != shape or out.dtype != dtype:
                 msg = (
@@ -425,8 +451,7 @@ class _Target:
                     f"{dtype} of shape {shape}"
                 )
                 raise ValueError(msg)
-            self.array = out
-            self._file = file_array(out, {"r+", "w+"})
+            self._use(out)
             return
         nbytes = dtype.itemsize * math.prod(shape)
         if nbytes and not dtype.hasobject:
@@ -439,23 +464,23 @@ class _Target:
 
     def rows(self, start: int, stop: int) -> Any:
         """What to send so that a worker writes these rows; None: it sends them back."""
-        assert self.array is not None
+        if self.array is None:
+            return None
+        if self._backend.in_process:
+            return self.array[start:stop]
         if self._file is not None:
             return self._file.rows(start, stop)
         if self._block is not None:
             return placed_rows(self._block, self.array, start, stop, Mode.WRITABLE)
+        if self.passes_out:
+            return Blank((stop - start, *self.array.shape[1:]), self.array.dtype)
         return None
 
     def write(self, start: int, stop: int, result: np.ndarray) -> None:
         """Put a batch that came back into its place."""
         assert self.array is not None
         place = self.array[start:stop]
-        if result.shape != place.shape or result.dtype != place.dtype:
-            msg = (
-                f"the function returned {result.dtype} of shape {result.shape}, but "
-                f"the batches before {place.dtype} of shape (rows, *{place.shape[1:]})"
-            )
-            raise ValueError(msg)
+        check_like(result, place)
         place[...] = result
 
     def finish(self) -> np.ndarray:
@@ -473,6 +498,31 @@ class _Target:
         self.array = None
         if block is not None:
             self._backend.give_back(block)
+
+
+def _check_ufunc(
+    fn: Callable[..., Any], inputs: list[np.ndarray], out: np.ndarray
+) -> None:
+    """Raise ValueError if a ufunc cannot write there: no rows of it tell."""
+    if not isinstance(fn, np.ufunc):
+        return
+    try:
+        fn(*(array[:0] for array in inputs), out=out[:0])
+    except (TypeError, ValueError) as error:
+        msg = f"out does not take what {fn.__name__} gives: {error}"
+        raise ValueError(msg) from error
+
+
+def _overlap(out: np.ndarray, array: np.ndarray) -> bool:
+    """Whether they have bytes in common, in memory or in a file; when in doubt, yes."""
+    file, other = in_file(out, ("r+", "w+")), in_file(array)
+    if file is not None and other is not None and file.overlaps(other):
+        return True
+    bound: Any = 10_000  # steps; an exact answer may take for ever
+    try:
+        return np.shares_memory(out, array, max_work=bound)
+    except np.exceptions.TooHardError:
+        return True
 
 
 class _Batches:
@@ -532,11 +582,10 @@ class _Batches:
         while self._todo and len(self._pending) < at_most:
             index, start, stop = self._todo.popleft()
             parts = tuple(source.rows(start, stop) for source in self._sources)
-            decided = self._target.array is not None
-            target = self._target.rows(start, stop) if decided else None
+            target = self._target.rows(start, stop)
             future = self._backend.submit(
                 run_batch,
-                (self._fn, parts, stop - start, target),
+                (self._fn, parts, stop - start, target, self._target.passes_out),
                 {},
                 self._options,
             )

@@ -223,7 +223,9 @@ class Executor(BaseExecutor):
 
         The arrays go into shared memory once and are passed as read-only views; an
         ``np.memmap`` opened ``"r"`` is mapped from its file instead. Workers write their
-        results into one output array.
+        results into one output array. A ufunc, or a function with a parameter named
+        ``out``, is called with ``out=`` its part of that, as soon as it is known: if it
+        returns that, nothing is copied.
 
         Args:
             fn: Gets a batch of each array; returns one row per row.
@@ -232,15 +234,19 @@ class Executor(BaseExecutor):
             batch_size: Rows per batch. Default: four batches for each worker.
             out: Where results go: an array, an ``np.memmap`` opened ``"r+"`` or ``"w+"``,
                 or a callable ``out(shape, dtype)`` that makes one when the first batch
-                has told what is needed. Default: a new array.
+                has told what is needed. Must not overlap an input. Default: a new
+                array.
             progress: True shows a tqdm bar; a callable is given the rows of each batch.
 
         Returns:
             Array of shape ``(len(X), *trailing shape of the results)``.
 
         Raises:
-            ValueError: If lengths differ, or a batch returns another number of rows,
-                another shape or dtype than those before; a note names the batch.
+            ValueError: If lengths differ, ``out`` does not fit, or a batch returns
+                another number of rows, another shape or dtype than those before; a note
+                names the batch.
+            TypeError: If ``out`` is nothing to write to, or the function must be given
+                ``out=`` and there is none.
         """
         return self._map_batches(
             self._options.call,

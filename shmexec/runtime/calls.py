@@ -135,6 +135,7 @@ def _name(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) -> None:
     sources: list[AnySource] = pickled.sources
+    call.by_reference += pickled.in_files
     if len(pickled.payload) >= INLINE_LIMIT:
         sources = [*sources, Source(pickled.payload)]
         call.spilled = True

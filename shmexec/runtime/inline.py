@@ -20,6 +20,8 @@ class InlinePool:
     Arguments are not copied, and time-outs and retries have no meaning here.
     """
 
+    in_process = True
+
     def __init__(self, options: Options) -> None:
         self.options = options
         self._closed = False

@@ -81,6 +81,8 @@ class _Whole:
 class Pool:
     """See the module. Made by the executor, kept alive by its dispatcher."""
 
+    in_process = False
+
     def __init__(self, options: Options) -> None:
         self.options = options
         self.host = lifecycle.host(options.segment)

@@ -9,6 +9,7 @@ arrays that lie in those blocks.
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import sys
 import weakref
@@ -21,6 +22,7 @@ import numpy as np
 from cloudpickle import cloudpickle as _tracking
 
 from shmexec.errors import SerializationError
+from shmexec.memory.files import FileArray, in_file
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire.messages import REFS_AT_MOST, Mode
 
@@ -102,10 +104,11 @@ class _Buffers:
     until the garbage collector comes by.
     """
 
-    __slots__ = ("_placeholders", "sources")
+    __slots__ = ("_placeholders", "in_files", "sources")
 
     def __init__(self) -> None:
         self.sources: list[AnySource] = []
+        self.in_files = 0
         self._placeholders: dict[int, tuple[AnySource, object]] = {}
 
     def hole(self, source: AnySource) -> pickle.PickleBuffer:
@@ -134,6 +137,8 @@ class _Buffers:
 class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles what goes to a worker."""
 
+    _by_path = True
+
     def __init__(self, file: io.BytesIO) -> None:
         self.buffers = _Buffers()
         super().__init__(file, protocol=5, buffer_callback=self.buffers.take)
@@ -142,6 +147,8 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Arrays and classes our way, all else as cloudpickle does."""
         if isinstance(obj, np.ndarray):
             return self._reduce_array(obj)
+        if type(obj) is FileArray:
+            return self._file_parts(obj, None)
         if type(obj) is PlacedArray:
             hole = self.buffers.hole(obj.source)
             return rebuild_array, (hole, obj.dtype, obj.shape, "C", None)
@@ -159,20 +166,27 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
         cls: type = type(array)
         if cls is np.ma.MaskedArray:
             return _masked_parts(array)
+        plain = cls is np.ndarray or cls is np.memmap
+        like_plain = plain or _pickles_like_ndarray(cls)
+        if array.base is not None and like_plain and self._by_path:
+            file = in_file(array)
+            if file is not None:
+                return self._file_parts(file, None if plain else cls)
         if (
             array.nbytes < INLINE_LIMIT
             or array.dtype.hasobject
             or len(self.buffers.sources) >= SOURCES_AT_MOST
         ):
-            if cls is np.memmap or (cls is np.ndarray and not array.flags.writeable):
-                # In band, a read-only buffer would come out read-only.
-                return np.array(array, subok=False).__reduce_ex__(5)
-            return NotImplemented
-        if cls is np.ndarray or cls is np.memmap:
+            return _in_band(array, cls)
+        if plain:
             return self._array_parts(array, None)
-        if _pickles_like_ndarray(cls):
+        if like_plain:
             return self._array_parts(array.view(np.ndarray), cls)
         return NotImplemented
+
+    def _file_parts(self, file: FileArray, cls: type | None) -> Any:
+        self.buffers.in_files += file.dtype.itemsize * math.prod(file.shape)
+        return rebuild_from_file, (*file, cls)
 
     def _array_parts(self, array: np.ndarray, cls: type | None) -> Any:
         flags = array.flags
@@ -187,6 +201,7 @@ class ReplyPickler(CallPickler):
     By value, they would write the worker's class attributes over the parent's.
     """
 
+    _by_path = False  # what is returned is the caller's, to write to
     _made_here: ClassVar[weakref.WeakSet[type]] = weakref.WeakSet()
 
     def _reduce_class(self, cls: type) -> Any:
@@ -198,6 +213,13 @@ class ReplyPickler(CallPickler):
         if cls in tracked:
             self._made_here.add(cls)
         return reduced
+
+
+def _in_band(array: np.ndarray, cls: type) -> Any:
+    if cls is np.memmap or (cls is np.ndarray and not array.flags.writeable):
+        # In band, a read-only buffer would come out read-only.
+        return np.array(array, subok=False).__reduce_ex__(5)
+    return NotImplemented
 
 
 def _masked_parts(masked: Any) -> Any:
@@ -229,6 +251,13 @@ def rebuild_array(
     return array if cls is None else array.view(cls)
 
 
+def rebuild_from_file(*parts: Any) -> np.ndarray:
+    """An array that lies in a file, by the fields of its record and its class."""
+    *file, cls = parts
+    array = FileArray(*file).open()
+    return array if cls is None else array.view(cls)
+
+
 def rebuild_masked(
     data: np.ndarray, mask: np.ndarray | None, fill_value: Any, hard_mask: bool
 ) -> np.ma.MaskedArray[Any, Any]:
@@ -253,13 +282,23 @@ def find_class(tracker_id: str, name: str) -> type:
 
 
 class Pickled:
-    """A pickle and the sources of its buffers, in order."""
+    """A pickle and the sources of its buffers, in order.
 
-    __slots__ = ("payload", "sources")
+    Attributes:
+        in_files: Bytes of arrays that the receiver maps from files.
+    """
 
-    def __init__(self, payload: memoryview | bytes, sources: list[AnySource]) -> None:
+    __slots__ = ("in_files", "payload", "sources")
+
+    def __init__(
+        self,
+        payload: memoryview | bytes,
+        sources: list[AnySource],
+        in_files: int = 0,
+    ) -> None:
         self.payload = payload
         self.sources = sources
+        self.in_files = in_files
 
 
 def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
@@ -273,7 +312,8 @@ def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
     pickling.dump(obj)
     size = file.tell()
     payload = file.getbuffer() if size >= INLINE_LIMIT else file.getvalue()
-    return Pickled(payload, pickling.buffers.sources)
+    buffers = pickling.buffers
+    return Pickled(payload, buffers.sources, buffers.in_files)
 
 
 def load(payload: Any, buffers: Iterable[np.ndarray]) -> Any:

@@ -2,52 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-
-
-@dataclass(frozen=True, slots=True)
-class FileArray:
-    """An array in a file: where, and which file it must be."""
-
-    path: str
-    inode: tuple[int, int]
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    offset: int
-    mode: str = "r"
-
-    def rows(self, start: int, stop: int) -> FileArray:
-        """The same for some rows."""
-        stride = self.dtype.itemsize * math.prod(self.shape[1:])
-        return FileArray(
-            self.path,
-            self.inode,
-            self.dtype,
-            (stop - start, *self.shape[1:]),
-            self.offset + start * stride,
-            self.mode,
-        )
-
-    def open(self) -> np.ndarray:
-        """Map it.
-
-        Raises:
-            FileNotFoundError: If the path no longer leads to that file.
-        """
-        status = os.stat(self.path)
-        if (status.st_dev, status.st_ino) != self.inode:
-            msg = f"{self.path} is no longer the file that was mapped in the parent"
-            raise FileNotFoundError(msg)
-        if 0 in self.shape:
-            return np.empty(self.shape, self.dtype)
-        mode: Any = self.mode
-        return np.memmap(self.path, self.dtype, mode, self.offset, self.shape)
 
 
 def run_chunk(fn: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Any:
@@ -63,32 +21,67 @@ def run_chunk(fn: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Any:
     return results, None
 
 
+class Blank(NamedTuple):
+    """An array that the worker makes, to be filled and sent back."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
 def run_batch(
-    fn: Callable[..., Any], parts: tuple[Any, ...], rows: int, target: Any
+    fn: Callable[..., Any],
+    parts: tuple[Any, ...],
+    rows: int,
+    target: np.ndarray | Blank | None,
+    passes_out: bool = False,
 ) -> Any:
-    """Call ``fn`` on one batch; its result goes into ``target`` or, if None, back.
+    """Call ``fn`` on one batch; its result goes into ``target`` or, if none, back.
+
+    Args:
+        fn: The user's function.
+        parts: Its rows of each input.
+        rows: How many.
+        target: Where the result goes; None while that is not known.
+        passes_out: Call it with ``out=target``, if there is one.
 
     Raises:
         ValueError: If the result does not have one row per row of the batch, or not the
             shape and dtype of the target.
     """
-    arrays = [part.open() if isinstance(part, FileArray) else part for part in parts]
-    result = np.asanyarray(fn(*arrays))
+    place = np.empty(*target) if isinstance(target, Blank) else target
+    if place is None or not passes_out:
+        result = fn(*parts)
+    else:
+        result = fn(*parts, out=place)
+        if result is None:
+            msg = "the function was called with out= and returned None: return out"
+            raise ValueError(msg)
+    if result is not place:
+        result = np.asanyarray(result)
+        _check_rows(result, rows)
+    if place is None or isinstance(target, Blank):
+        return result
+    if result is not place:
+        check_like(result, place)
+        place[...] = result
+    if isinstance(place, np.memmap):
+        place.flush()
+    return None
+
+
+def _check_rows(result: np.ndarray, rows: int) -> None:
     got = result.shape[0] if result.ndim else None
     if got != rows:
         what = "a scalar" if got is None else f"{got} rows"
         msg = f"the function returned {what} for a batch of {rows} rows"
         raise ValueError(msg)
-    if target is None:
-        return result
-    place = target.open() if isinstance(target, FileArray) else target
+
+
+def check_like(result: np.ndarray, place: np.ndarray) -> None:
+    """Raise ValueError if a result is not what its place is made for."""
     if result.shape != place.shape or result.dtype != place.dtype:
         msg = (
             f"the function returned {result.dtype} of shape {result.shape}, but the "
-            f"batches before {place.dtype} of shape (rows, *{place.shape[1:]})"
+            f"output is {place.dtype} of shape (rows, *{place.shape[1:]})"
         )
         raise ValueError(msg)
-    place[...] = result
-    if isinstance(place, np.memmap):
-        place.flush()
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from contextlib import ExitStack
 
@@ -314,6 +315,137 @@ def test_out_is_a_callable(either, tmp_path):
 def test_a_bad_out(either, out, error):
     with pytest.raises(error, match="out"):
         either.map_batches(faults.half, X, out=out)
+
+
+def _in_place(x, out=None):
+    """Says by the value whether it was given a place of the pool's or the user's."""
+    if out is None:
+        return np.zeros(x.shape)
+    np.multiply(x, 2, out=out)
+    return out
+
+
+def _must_be_given(x, out):
+    return np.multiply(x, 2, out=out)
+
+
+def _ignores_it(x, out=None):
+    return x * 2.0
+
+
+def _returns_none(x, out=None):
+    if out is None:
+        return x * 2.0
+    out[...] = 1
+    return None
+
+
+def _its_last_argument_is_something_else(x, out):
+    return x * out
+
+
+@pytest.mark.parametrize("array", [X, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("fn", [_in_place, _must_be_given, _ignores_it])
+@pytest.mark.parametrize("order", ["C", "F", "rows"])
+def test_a_function_that_takes_out(either, fn, array, order):
+    out = np.full_like(array, -1, order="F" if order == "F" else "C")
+    if order == "rows":
+        out = np.full((len(array), 7), -1.0)[:, 2 : 2 + array.shape[1]]
+    result = either.map_batches(fn, array, out=out, batch_size=9_999)
+    assert result is out
+    np.testing.assert_array_equal(out, array * 2)
+
+
+@pytest.mark.parametrize("array", [X, LARGE], ids=["small", "large"])
+def test_a_ufunc_writes_in_place(either, array):
+    np.testing.assert_array_equal(either.map_batches(np.sqrt, array), np.sqrt(array))
+    out = np.empty(array.shape, np.float32)
+    assert either.map_batches(np.add, array, array, out=out) is out
+    np.testing.assert_array_equal(out, (array * 2).astype(np.float32))
+
+
+def test_the_probe_tells_what_the_place_must_be(make_executor):
+    """The first batches come back, all others are written where they belong."""
+    executor = make_executor(1)
+    result = executor.map_batches(_in_place, LARGE, batch_size=9_999)
+    assert not result[:9_999].any()
+    np.testing.assert_array_equal(result[9_999:], LARGE[9_999:] * 2)
+    assert executor.stats().bytes_copied_out == 9_999 * 24
+
+
+def test_out_of_a_file_is_written_by_the_workers(make_executor, tmp_path):
+    executor = make_executor()
+    for order in (False, True):
+        out = np.lib.format.open_memmap(
+            tmp_path / "out.npy", "w+", LARGE.dtype, LARGE.shape, fortran_order=order
+        )
+        executor.map_batches(_must_be_given, LARGE, batch_size=9_999, out=out)
+        np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), LARGE * 2)
+        part = out[50:-50]
+        executor.map_batches(np.negative, LARGE[50:-50], batch_size=9_999, out=part)
+        np.testing.assert_array_equal(out[50:-50], -LARGE[50:-50])
+        np.testing.assert_array_equal(out[:50], LARGE[:50] * 2)
+    assert executor.stats().bytes_copied_out == 0
+
+
+def test_what_is_not_the_place_is_looked_at(either):
+    with pytest.raises(ValueError, match="return out"):
+        either.map_batches(_returns_none, X, out=np.empty_like(X))
+    with pytest.raises(ValueError, match=r"shape \(5,"):
+        either.map_batches(_ignores_it, X, batch_size=5, out=np.empty((40, 2)))
+
+
+def test_out_may_be_another_argument(either):
+    """Its place is taken, or it was bound: then it is not ours to give."""
+    weights = np.arange(40.0)[:, None]
+    right = X * weights
+    result = either.map_batches(
+        _its_last_argument_is_something_else, X, weights, out=np.empty_like(X)
+    )
+    np.testing.assert_array_equal(result, right)
+    bound = functools.partial(_its_last_argument_is_something_else, out=3)
+    np.testing.assert_array_equal(either.map_batches(bound, X), X * 3)
+
+
+def test_a_function_that_must_be_given_out_when_there_is_none(make_executor):
+    executor = make_executor()
+    for out in (None, np.empty):
+        with pytest.raises(TypeError, match="pass an array as out="):
+            executor.map_batches(_must_be_given, X, out=out)
+    assert executor.stats().submitted == 0
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_out_that_overlaps(make_executor, tmp_path, large):
+    executor = make_executor()
+    whole = np.zeros((40_000 if large else 40, 6))
+    for array, out in [
+        (whole, whole),
+        (whole[:-1], whole[1:]),
+        (whole[:, :4], whole[:, 2:]),
+        (whole, whole[::-1]),
+    ]:
+        with pytest.raises(ValueError, match="overlaps array 1"):
+            executor.map_batches(np.add, array * 1, array, out=out)
+    np.save(tmp_path / "x.npy", whole)
+    array = np.load(tmp_path / "x.npy", mmap_mode="r")
+    out = np.load(tmp_path / "x.npy", mmap_mode="r+")
+    with pytest.raises(ValueError, match="overlaps array 0"):
+        executor.map_batches(np.negative, array, out=out)
+    assert executor.stats().submitted == 0
+    # Interleaved, but apart.
+    executor.map_batches(np.exp, whole[:, ::2], out=whole[:, 1::2])
+    np.testing.assert_array_equal(whole[:, 1::2], 1)
+
+
+@pytest.mark.parametrize(
+    "out", [np.empty((40, 2)), np.empty((40, 3), int), np.empty((40, 3), bool)]
+)
+def test_an_out_that_a_ufunc_cannot_write_to(make_executor, out):
+    executor = make_executor()
+    with pytest.raises(ValueError, match="out does not take what sqrt gives"):
+        executor.map_batches(np.sqrt, X, out=out)
+    assert executor.stats().submitted == 0
 
 
 @pytest.mark.parametrize(
