@@ -24,11 +24,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor as BaseExecutor
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
-import numpy as np
-
-from shmexec import batches
 from shmexec.errors import MemoryWarning
 from shmexec.options import (
     DEFAULT_WORKERS_AT_MOST,
@@ -37,10 +34,15 @@ from shmexec.options import (
     Options,
     positive_int,
 )
-from shmexec.runtime.futures import Future
-from shmexec.runtime.inline import InlinePool
-from shmexec.runtime.pool import Pool
-from shmexec.stats import Stats
+from shmexec.runtime.server import start_fork_server
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from shmexec.runtime.futures import Future
+    from shmexec.runtime.inline import InlinePool
+    from shmexec.runtime.pool import Pool
+    from shmexec.stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,8 +125,7 @@ class Executor(BaseExecutor):
         )
         self._max_workers = self._options.max_workers  # Dask reads it
         self._warned = False
-        pool_type = InlinePool if in_process else Pool
-        self._pool: Pool | InlinePool = pool_type(self._options)
+        self._pool = _make_pool(self._options)
         # Calls that were submitted still finish, as in the standard library.
         self._finalizer = weakref.finalize(self, self._pool.abandon)
         self._finalizer.atexit = False
@@ -207,6 +208,8 @@ class Executor(BaseExecutor):
         iterables: tuple[Iterable[Any], ...],
         **settings: Any,
     ) -> Iterator[T]:
+        from shmexec import batches
+
         _check_callable(fn)
         return batches.map_calls(self._pool, options, fn, iterables, **settings)
 
@@ -264,6 +267,8 @@ class Executor(BaseExecutor):
         arrays: tuple[Any, ...],
         **settings: Any,
     ) -> np.ndarray:
+        from shmexec import batches
+
         _check_callable(fn)
         return batches.map_batches(self._pool, options, fn, arrays, **settings)
 
@@ -346,6 +351,19 @@ class Executor(BaseExecutor):
             f"{stats.max_workers} workers, {stats.running} calls running, "
             f"{stats.pending} pending>"
         )
+
+
+def _make_pool(options: Options) -> Pool | InlinePool:
+    if options.in_process:
+        from shmexec.runtime.inline import InlinePool
+
+        return InlinePool(options)
+    if options.start_method == "forkserver":
+        # It imports NumPy and the worker's code while this process imports the pool.
+        start_fork_server()
+    from shmexec.runtime.pool import Pool
+
+    return Pool(options)
 
 
 def _check_callable(fn: object) -> None:

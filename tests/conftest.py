@@ -22,7 +22,7 @@ import pytest
 
 import shmexec
 from shmexec.memory.host import HOST, Host
-from shmexec.runtime import lifecycle, processes
+from shmexec.runtime import lifecycle, server as servers
 from shmexec.runtime.calls import CALLS
 from tests.waiting import LONG, wait_until
 
@@ -34,7 +34,7 @@ KINDS = ("memfd", "posix")
 def _children() -> dict[int, str]:
     """Processes below this one, but for those that it keeps on purpose."""
     kept = set()
-    server = processes._server
+    server = servers._server
     if server is not None and server._forkserver_pid is not None:
         kept.add(server._forkserver_pid)
     found = {}

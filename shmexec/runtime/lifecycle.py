@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from shmexec.memory.host import Host
 from shmexec.memory.segment import Kind
 from shmexec.runtime import monitor
-from shmexec.runtime.processes import forget_fork_server
+from shmexec.runtime.server import forget_fork_server
 
 if TYPE_CHECKING:
     from shmexec.runtime.pool import Pool

@@ -2,8 +2,7 @@
 
 These are ``multiprocessing`` processes under its three start methods. Only the launch is
 ours: what multiprocessing sends ahead would have the child run the main script, which
-then needs a main guard; and its fork server is shared with the program, which may have
-started it already with other modules. Ours preloads NumPy and the worker's code.
+then needs a main guard. The fork server is our own, too (:mod:`.server`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import io
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from multiprocessing import (
     popen_fork,
@@ -29,45 +27,9 @@ from multiprocessing.context import set_spawning_popen
 from typing import Any
 
 from shmexec.options import StartMethod
+from shmexec.runtime.server import fork_server, stop_fork_server
 from shmexec.worker.main import WorkerMain
 from shmexec.worker.setup import Inherited, WorkerConfig
-
-_PRELOAD = ["numpy", "shmexec.worker.main", "threadpoolctl"]
-_server_lock = threading.Lock()
-_server: Any = None
-
-
-def fork_server() -> Any:
-    """This process's fork server, shared by all executors."""
-    global _server
-    from multiprocessing.forkserver import ForkServer
-
-    with _server_lock:
-        if _server is None:
-            _server = ForkServer()
-            _server.set_forkserver_preload(_PRELOAD)
-        return _server
-
-
-def stop_fork_server() -> None:
-    """End the fork server, if it runs; the next worker starts another."""
-    global _server
-    with _server_lock:
-        server, _server = _server, None
-    if server is not None:
-        server._stop()  # noqa: SLF001  (has no public end)
-
-
-def forget_fork_server() -> None:
-    """In a forked child: the fork server is the parent's, and must not live for us."""
-    global _server, _server_lock
-    server, _server = _server, None
-    _server_lock = threading.Lock()
-    alive = getattr(server, "_forkserver_alive_fd", None)
-    if alive is not None:
-        with contextlib.suppress(OSError):
-            os.close(alive)
-
 
 def _preparation(name: str) -> dict[str, Any]:
     """What the child is told first. No main module: that is the point."""

@@ -169,10 +169,29 @@ def _hold_lifeline(config: WorkerConfig) -> None:
     threading.Thread(target=watch, name="shmexec-lifeline", daemon=True).start()
 
 
+_threads_of_numpy: int | None = None
+"""Threads that the libraries NumPy came with were told to use as they were loaded."""
+
+
+def load_numpy() -> None:
+    """In the fork server: load NumPy with one thread, most workers' share.
+
+    BLAS libraries read these variables as they are loaded. Their pools of threads would
+    not survive a fork anyway.
+    """
+    global _threads_of_numpy
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    if "numpy" not in sys.modules:
+        import numpy  # noqa: F401, ICN001
+
+        _threads_of_numpy = 1
+
+
 def _limit_threads(threads: int) -> None:
     """Limit the BLAS and OpenMP libraries that are loaded; others see the variables."""
-    if "numpy" not in sys.modules:
+    if "numpy" not in sys.modules or threads == _threads_of_numpy:
         return
+    # Some milliseconds for each worker, most of them for finding the libraries.
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(threads)

@@ -1,0 +1,60 @@
+"""This process's fork server: one for all executors, started as early as can be.
+
+The program has one of its own in multiprocessing, which it may have started with other
+modules. Ours imports ``shmexec.worker.served``, and with it NumPy and the worker's code,
+while the parent goes on: the executor starts it before it imports the rest of the
+parent's side, so this module imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Any
+
+# NumPy again, should the program's own way of finding shmexec not be the server's.
+_PRELOAD = ["shmexec.worker.served", "numpy"]
+_lock = threading.Lock()
+_server: Any = None
+
+
+def fork_server() -> Any:
+    """The fork server, which may not run yet."""
+    global _server
+    from multiprocessing.forkserver import ForkServer
+
+    with _lock:
+        if _server is None:
+            _server = ForkServer()
+            _server.set_forkserver_preload(_PRELOAD)
+        return _server
+
+
+def start_fork_server() -> None:
+    """Start it if it does not run, and do not wait for it.
+
+    A failure is no error here: the first worker's start will meet it, and report it.
+    """
+    with contextlib.suppress(OSError):
+        fork_server().ensure_running()
+
+
+def stop_fork_server() -> None:
+    """End the fork server, if it runs; the next worker starts another."""
+    global _server
+    with _lock:
+        server, _server = _server, None
+    if server is not None:
+        server._stop()  # noqa: SLF001  (has no public end)
+
+
+def forget_fork_server() -> None:
+    """In a forked child: the fork server is the parent's, and must not live for us."""
+    global _server, _lock
+    server, _server = _server, None
+    _lock = threading.Lock()
+    alive = getattr(server, "_forkserver_alive_fd", None)
+    if alive is not None:
+        with contextlib.suppress(OSError):
+            os.close(alive)

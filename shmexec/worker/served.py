@@ -1,0 +1,19 @@
+"""Imported by the fork server alone: what every worker is forked with.
+
+Nothing here may import ``numpy.random``: all workers would share its stream.
+"""
+
+from __future__ import annotations
+
+import gc
+
+from shmexec.worker.setup import load_numpy
+
+load_numpy()
+
+import shmexec.worker.main  # noqa: E402, F401  (after NumPy, which it imports too)
+
+# What is alive now never dies: a collection in a worker need not look at it, and so
+# leaves the pages as they are, shared by all workers.
+gc.collect()
+gc.freeze()
