@@ -15,15 +15,19 @@
 An exception that user code raised in a worker arrives as itself, with
 :class:`RemoteTraceback` as its cause. Each error says what happened, to which call, and
 what to do next, in that order.
+
+Workers import this module, and shall not pay for ``concurrent.futures``: what derives
+from its errors is in ``shmexec.breakage``, and comes from there when it is asked for.
 """
 
 from __future__ import annotations
 
 import pickle
-from concurrent.futures import CancelledError
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from shmexec.breakage import CallStopped, PoolBroken, WorkerDied
 
 __all__ = [
     "CallStopped",
@@ -98,35 +102,6 @@ class SerializationError(ShmexecError, pickle.PicklingError):
         self.path = path
 
 
-class WorkerDied(ShmexecError, BrokenProcessPool):
-    """The worker process ended while it ran this call. Other calls are not affected.
-
-    Attributes:
-        pid: Process id of the worker.
-        exitcode: As ``multiprocessing.Process.exitcode``: negative for a signal,
-            ``None`` if unknown.
-        memory: Private memory in bytes when last sampled, ``None`` if never.
-        fault_text: What faulthandler wrote before the end, often empty.
-    """
-
-    _keywords: ClassVar[tuple[str, ...]] = ("pid", "exitcode", "memory", "fault_text")
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        pid: int | None = None,
-        exitcode: int | None = None,
-        memory: int | None = None,
-        fault_text: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.pid = pid
-        self.exitcode = exitcode
-        self.memory = memory
-        self.fault_text = fault_text
-
-
 class CallTimeout(ShmexecError, TimeoutError):
     """The call ran longer than ``timeout=`` allows; its worker was stopped.
 
@@ -141,24 +116,6 @@ class CallTimeout(ShmexecError, TimeoutError):
         super().__init__(message)
         self.seconds = seconds
         self.stack = stack
-
-
-class CallStopped(ShmexecError, CancelledError):
-    """A running call was stopped by ``future.cancel(running=True)``."""
-
-
-class PoolBroken(ShmexecError, BrokenProcessPool):
-    """No worker can be started any more.
-
-    Attributes:
-        reasons: Why each of the last workers failed to start, oldest first.
-    """
-
-    _keywords: ClassVar[tuple[str, ...]] = ("reasons",)
-
-    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.reasons = reasons
 
 
 class SharedMemoryFull(ShmexecError, MemoryError):
@@ -187,3 +144,13 @@ class PoolClosed(ShmexecError, RuntimeError):
 
 class MemoryWarning(UserWarning):
     """A pool needs more memory than it may take, or than the machine has left."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in {"CallStopped", "PoolBroken", "WorkerDied"}:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from shmexec import breakage
+
+    value = globals()[name] = getattr(breakage, name)
+    return value

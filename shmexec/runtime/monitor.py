@@ -1,12 +1,13 @@
-"""What psutil and the cgroup files say about memory."""
+"""What the system, psutil and the cgroup files say about memory.
+
+psutil is imported when it is needed: the first executor of a program does not need it.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
 from pathlib import Path
-
-import psutil
 
 _UNLIMITED = 1 << 60
 
@@ -17,6 +18,8 @@ def private_bytes(pid: int) -> int | None:
     Shared pages are not its own: an arena would count as "unique" to the process that
     happened to touch it first.
     """
+    import psutil
+
     try:
         info = psutil.Process(pid).memory_info()
     except (psutil.Error, OSError):
@@ -27,13 +30,31 @@ def private_bytes(pid: int) -> int | None:
 def total_bytes() -> int:
     """Memory of the machine, or of its cgroup if that has less."""
     limit, _ = _cgroup()
-    return min(int(psutil.virtual_memory().total), limit)
+    return min(_machine()[0], limit)
 
 
 def available_bytes() -> int:
     """Memory that can be had now without swapping, in the machine and the cgroup."""
     limit, used = _cgroup()
-    return max(0, min(int(psutil.virtual_memory().available), limit - used))
+    return max(0, min(_machine()[1], limit - used))
+
+
+def _machine() -> tuple[int, int]:
+    """Memory of the machine: all of it, and what can be had without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = {
+            name: rest for name, _, rest in (line.partition(":") for line in lines)
+        }
+        kilobytes = [
+            int(found[name].split()[0]) for name in ("MemTotal", "MemAvailable")
+        ]
+    except (OSError, KeyError, ValueError):
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return int(memory.total), int(memory.available)
+    return kilobytes[0] * 1024, kilobytes[1] * 1024
 
 
 def can_take(nbytes: int) -> bool:

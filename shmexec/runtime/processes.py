@@ -31,6 +31,7 @@ from shmexec.runtime.server import fork_server, stop_fork_server
 from shmexec.worker.main import WorkerMain
 from shmexec.worker.setup import Inherited, WorkerConfig
 
+
 def _preparation(name: str) -> dict[str, Any]:
     """What the child is told first. No main module: that is the point."""
     return {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dis
 import functools
-import hashlib
 import sys
 import types
 import weakref
@@ -85,6 +84,9 @@ def describe(fn: Callable[..., object]) -> FunctionRef:
     if len(pickled) >= INLINE_LIMIT:
         ref = IN_PAYLOAD  # bulk goes through a block, as an argument does
     else:
+        # The parent alone needs it, and it brings all of OpenSSL.
+        import hashlib
+
         digest = hashlib.blake2b(pickled, digest_size=16).digest()
         ref = FunctionRef(_BY_DIGEST + digest, pickled)
     _known[fn] = seen, ref

@@ -164,7 +164,7 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _reduce_array(self, array: np.ndarray) -> Any:
         cls: type = type(array)
-        if cls is np.ma.MaskedArray:
+        if _is_masked(cls):
             return _masked_parts(array)
         plain = cls is np.ndarray or cls is np.memmap
         like_plain = plain or _pickles_like_ndarray(cls)
@@ -220,6 +220,12 @@ def _in_band(array: np.ndarray, cls: type) -> Any:
         # In band, a read-only buffer would come out read-only.
         return np.array(array, subok=False).__reduce_ex__(5)
     return NotImplemented
+
+
+def _is_masked(cls: type) -> bool:
+    # Asking for np.ma would import it, which takes as long as a worker's start.
+    ma: Any = sys.modules.get("numpy.ma")
+    return ma is not None and cls is ma.MaskedArray
 
 
 def _masked_parts(masked: Any) -> Any:

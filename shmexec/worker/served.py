@@ -14,6 +14,6 @@ load_numpy()
 import shmexec.worker.main  # noqa: E402, F401  (after NumPy, which it imports too)
 
 # What is alive now never dies: a collection in a worker need not look at it, and so
-# leaves the pages as they are, shared by all workers.
-gc.collect()
+# leaves the pages as they are, shared by all workers. Not collected before: that takes
+# longer than a fork, and the first worker waits for it.
 gc.freeze()

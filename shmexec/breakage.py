@@ -1,0 +1,65 @@
+"""The errors that derive from those of ``concurrent.futures``; part of ``shmexec.errors``.
+
+Import them from there: only who raises or catches one pays for ``concurrent.futures``.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from typing import ClassVar
+
+from shmexec.errors import ShmexecError
+
+__all__ = ["CallStopped", "PoolBroken", "WorkerDied"]
+
+
+class WorkerDied(ShmexecError, BrokenProcessPool):
+    """The worker process ended while it ran this call. Other calls are not affected.
+
+    Attributes:
+        pid: Process id of the worker.
+        exitcode: As ``multiprocessing.Process.exitcode``: negative for a signal,
+            ``None`` if unknown.
+        memory: Private memory in bytes when last sampled, ``None`` if never.
+        fault_text: What faulthandler wrote before the end, often empty.
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("pid", "exitcode", "memory", "fault_text")
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pid: int | None = None,
+        exitcode: int | None = None,
+        memory: int | None = None,
+        fault_text: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.exitcode = exitcode
+        self.memory = memory
+        self.fault_text = fault_text
+
+
+class CallStopped(ShmexecError, CancelledError):
+    """A running call was stopped by ``future.cancel(running=True)``."""
+
+
+class PoolBroken(ShmexecError, BrokenProcessPool):
+    """No worker can be started any more.
+
+    Attributes:
+        reasons: Why each of the last workers failed to start, oldest first.
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("reasons",)
+
+    def __init__(self, message: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.reasons = reasons
+
+
+for _cls in (CallStopped, PoolBroken, WorkerDied):
+    _cls.__module__ = ShmexecError.__module__  # where they are found and pickled
