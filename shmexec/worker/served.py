@@ -6,6 +6,7 @@ Nothing here may import ``numpy.random``: all workers would share its stream.
 from __future__ import annotations
 
 import gc
+import multiprocessing.popen_forkserver  # noqa: F401  (a worker gets descriptors by it)
 
 from shmexec.worker.setup import load_numpy
 

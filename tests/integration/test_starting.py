@@ -1,0 +1,92 @@
+"""What a new worker starts with, and what it must not pay for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import shmexec
+from shmexec.runtime import monitor
+
+HEAVY = [
+    "psutil",  # the parent's
+    "concurrent.futures.process",
+    "hashlib",  # all of OpenSSL
+    "numpy.ma",
+    "numpy.random",  # every worker would have its stream
+    "shmexec.runtime",
+]
+
+
+def blas_threads() -> set[int]:
+    from threadpoolctl import threadpool_info
+
+    return {each["num_threads"] for each in threadpool_info()}
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_a_worker_is_light(method):
+    # Not by a function of this module: it imports what is looked for.
+    code = f"[name for name in {HEAVY!r} if name in __import__('sys').modules]"
+    with shmexec.Executor(1, method) as executor:
+        assert executor.submit(eval, code).result() == []
+        assert executor.submit(np.ones, 3).result().sum() == 3
+        assert executor.submit(eval, code).result() == []
+
+
+@pytest.mark.every_start
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blas_threads_are_limited(make_executor, threads):
+    executor = make_executor(1, threads_per_worker=threads)
+    assert executor.submit(blas_threads).result() <= {threads}
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        assert executor.submit(os.getenv, name).result() == str(threads)
+
+
+def test_executors_share_one_fork_server():
+    parents = set()
+    for _ in range(3):
+        with shmexec.Executor(1, "forkserver") as executor:
+            parents.add(executor.submit(os.getppid).result())
+    assert len(parents) == 1
+    assert parents != {os.getpid()}
+
+
+def test_a_program_with_its_executor_in_process_starts_nothing():
+    code = """
+import psutil, shmexec
+with shmexec.Executor(1, in_process=True) as executor:
+    assert executor.submit(abs, -1).result() == 1
+assert psutil.Process().children() == []
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_first_result_does_not_need_psutil():
+    code = """
+import sys, numpy as np, shmexec
+with shmexec.Executor(1) as executor:
+    assert executor.submit(np.sum, np.ones(100_000)).result() == 100_000
+for name in ("psutil", "numpy.ma", "numpy.random"):
+    assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_machines_memory_is_known_without_proc(monkeypatch):
+    import psutil
+
+    direct = monitor._machine()
+    monkeypatch.setattr(monitor, "Path", lambda _name: _Missing())
+    total, available = monitor._machine()
+    assert total == direct[0] == psutil.virtual_memory().total
+    assert available == pytest.approx(direct[1], rel=0.2)
+
+
+class _Missing:
+    def read_text(self) -> str:
+        raise FileNotFoundError
