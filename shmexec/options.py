@@ -1,8 +1,9 @@
 """Settings: validated once, frozen, and the only place that reads the environment.
 
-Environment variables: ``SHMEXEC_WORKERS`` (default number of workers) and
+Environment variables: ``SHMEXEC_WORKERS`` (default number of workers),
 ``SHMEXEC_SEGMENT`` (``memfd`` or ``posix``: the kind of shared memory and, with it, the
-portable or the Linux transport).
+portable or the Linux transport) and ``SHMEXEC_NATIVE`` (``0``: do not use the native
+part).
 """
 
 from __future__ import annotations
@@ -67,6 +68,15 @@ def segment_kind() -> Literal["memfd", "posix"]:
     if chosen:
         return cast("Literal['memfd', 'posix']", chosen)
     return "memfd" if hasattr(os, "memfd_create") else "posix"
+
+
+def native_wanted() -> bool:
+    """Whether the native part is to be used where it was built: ``SHMEXEC_NATIVE``."""
+    chosen = os.environ.get("SHMEXEC_NATIVE", "")
+    if chosen not in {"", "0", "1"}:
+        msg = f"SHMEXEC_NATIVE must be '0' or '1', not {chosen!r}"
+        raise ValueError(msg)
+    return chosen != "0"
 
 
 def positive_int(name: str, value: object, at_most: int | None = None) -> int:
@@ -194,6 +204,7 @@ class Options:
     threads_per_worker: int = 1
     worker_env: Mapping[str, str] = field(default_factory=dict)
     in_process: bool = False
+    native: bool = True
 
     @classmethod
     def check(
@@ -248,6 +259,7 @@ class Options:
             threads_per_worker=threads,
             worker_env=_environment(worker_env),
             in_process=bool(in_process),
+            native=native_wanted(),
         )
 
 

@@ -81,6 +81,10 @@ class BlockAllocator:
         # zeroed from the system, which backs it with memory only where it is written.
         self._chunks = bytearray(-(-size // CHUNK))
         self._chunk_count = 0
+        self.blocks_recycled = 0
+        """Blocks handed out that lay on committed memory."""
+        self.blocks_faulted = 0
+        """Blocks handed out that needed new pages, in part at least."""
 
     @property
     def used(self) -> int:
@@ -136,6 +140,10 @@ class BlockAllocator:
                 self._insert(offset + need, length - need)
         self._live[offset] = need
         self._used += need
+        if self._chunks.find(0, offset // CHUNK, -(-(offset + need) // CHUNK)) < 0:
+            self.blocks_recycled += 1
+        else:
+            self.blocks_faulted += 1
         return offset
 
     def free(self, offset: int) -> int:

@@ -6,8 +6,15 @@ Not thread-safe: who shares an arena between threads holds a lock around everyth
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from shmexec.memory.allocator import BlockAllocator
 from shmexec.memory.segment import Segment
+
+if TYPE_CHECKING:
+    from shmexec.memory import _native
+
+    Allocator = BlockAllocator | _native.BlockAllocator
 
 RETAIN = 16 << 20
 """Bytes of idle pages that an arena keeps when it is trimmed."""
@@ -20,10 +27,15 @@ class Arena:
         id: Number of the arena, unique among those of one parent process.
     """
 
-    def __init__(self, arena_id: int, segment: Segment) -> None:
+    quota = 0
+    """Bytes that blocks may take in all, for arenas that have a quota."""
+
+    def __init__(
+        self, arena_id: int, segment: Segment, blocks: Allocator | None = None
+    ) -> None:
         self.id = arena_id
         self.segment = segment
-        self.blocks = BlockAllocator(segment.size)
+        self.blocks: Allocator = blocks or BlockAllocator(segment.size)
 
     def reserve(self, nbytes: int) -> tuple[int, list[tuple[int, int]]] | None:
         """A block and the runs of it that :meth:`back` must commit; None if full."""
@@ -47,6 +59,9 @@ class Arena:
 
     def trim(self, keep: int = RETAIN) -> int:
         """Punch idle pages beyond ``keep`` bytes; returns how many bytes went."""
+        return self._trim(keep)
+
+    def _trim(self, keep: int) -> int:
         gone = 0
         for start, length in self.blocks.idle_runs(keep):
             self.segment.punch(start, length)

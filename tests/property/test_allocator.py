@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -9,9 +10,11 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
 
 from shmexec.memory.allocator import ALIGNMENT, CHUNK, BlockAllocator
+from tests.allocators import ALLOCATORS
 
 # Few sizes collide often; the odd ones reach every kind of bin and partial chunk.
 SIZES = st.one_of(
@@ -35,10 +38,12 @@ def chunks_of(runs):
 
 
 class Blocks(RuleBasedStateMachine):
+    allocator_type = BlockAllocator
+
     @initialize(size=ARENAS)
     def start(self, size):
         self.size = size
-        self.blocks = BlockAllocator(size)
+        self.blocks = self.allocator_type(size)
         self.live = {}
         self.committed = set()
 
@@ -150,21 +155,27 @@ class Blocks(RuleBasedStateMachine):
         assert self.blocks.idle == sum(map(self.chunk_bytes, self.idle_chunks()))
 
 
-Blocks.TestCase.settings = settings(
-    deadline=None, max_examples=150, stateful_step_count=50
-)
-TestBlocks = Blocks.TestCase
+THOROUGH = settings(deadline=None, max_examples=150, stateful_step_count=50)
 
 
+@pytest.mark.parametrize("allocator_type", ALLOCATORS)
+def test_any_sequence_of_calls_agrees_with_the_model(allocator_type):
+    machine = type("Machine", (Blocks,), {"allocator_type": allocator_type})
+    run_state_machine_as_test(machine, settings=THOROUGH)
+
+
+@pytest.mark.parametrize("allocator_type", ALLOCATORS)
 @settings(deadline=None, max_examples=25)
 @given(
     live=st.integers(1, 12),
     least=st.integers(1, 4 * CHUNK),
     rng=st.randoms(use_true_random=False),
 )
-def test_drifting_sizes_stay_within_a_bounded_part_of_the_arena(live, least, rng):
+def test_drifting_sizes_stay_within_a_bounded_part_of_the_arena(
+    allocator_type, live, least, rng
+):
     """However long sizes drift, the high-water mark stays near what was live at once."""
-    blocks = BlockAllocator(1 << 40)
+    blocks = allocator_type(1 << 40)
     held, peak = [], 0
     for _ in range(600):
         if len(held) == live:

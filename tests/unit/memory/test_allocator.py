@@ -6,14 +6,20 @@ import random
 
 import pytest
 
-from shmexec.memory.allocator import ALIGNMENT, CHUNK, BlockAllocator
+from shmexec.memory.allocator import ALIGNMENT, CHUNK
+from tests.allocators import ALLOCATORS
 
 MB = 1 << 20
 
 
+@pytest.fixture(params=ALLOCATORS)
+def allocator_type(request):
+    return request.param
+
+
 @pytest.fixture
-def blocks():
-    allocator = BlockAllocator(16 * MB)
+def blocks(allocator_type):
+    allocator = allocator_type(16 * MB)
     yield allocator
     allocator.validate()
 
@@ -36,13 +42,13 @@ def test_an_empty_block_is_refused(blocks, nbytes):
 
 
 @pytest.mark.parametrize("size", [-1, 0, ALIGNMENT - 1])
-def test_an_arena_has_room_for_a_block(size):
+def test_an_arena_has_room_for_a_block(allocator_type, size):
     with pytest.raises(ValueError, match="too small"):
-        BlockAllocator(size)
+        allocator_type(size)
 
 
-def test_a_tail_shorter_than_the_alignment_is_not_used():
-    allocator = BlockAllocator(2 * ALIGNMENT - 1)
+def test_a_tail_shorter_than_the_alignment_is_not_used(allocator_type):
+    allocator = allocator_type(2 * ALIGNMENT - 1)
     assert allocator.allocate(ALIGNMENT) == 0
     assert allocator.allocate(1) is None
 
@@ -117,8 +123,8 @@ def test_used_space_comes_before_never_touched_space(blocks):
     assert blocks.high_water == high_water
 
 
-def test_a_fit_that_is_not_among_the_newest_is_found():
-    allocator = BlockAllocator(16 * MB)
+def test_a_fit_that_is_not_among_the_newest_is_found(allocator_type):
+    allocator = allocator_type(16 * MB)
     # All of these share a bin, and only the first can hold the larger request.
     offsets = filled(allocator, 1200, *[64, 1088] * 20, 64)
     holes = [offsets[0], *offsets[2::2]]
@@ -133,8 +139,8 @@ def test_a_block_grows_out_of_the_free_extent_below_the_top(blocks):
 
 
 @pytest.mark.parametrize("live", [1, 8, 64])
-def test_drifting_sizes_do_not_walk_through_the_arena(live):
-    allocator = BlockAllocator(100 << 30)
+def test_drifting_sizes_do_not_walk_through_the_arena(allocator_type, live):
+    allocator = allocator_type(100 << 30)
     rng, held, peak = random.Random(live), [], 0
     for _ in range(5000):
         if len(held) == live:
@@ -155,8 +161,8 @@ def test_only_what_is_not_committed_is_fresh(blocks):
     assert blocks.fresh_runs(CHUNK, CHUNK) == []
 
 
-def test_runs_end_with_the_arena():
-    allocator = BlockAllocator(CHUNK + 100)
+def test_runs_end_with_the_arena(allocator_type):
+    allocator = allocator_type(CHUNK + 100)
     assert allocator.fresh_runs(0, CHUNK + 100) == [(0, CHUNK + 100)]
     allocator.mark_committed(CHUNK, 100)
     assert allocator.committed == 100
@@ -231,3 +237,14 @@ def test_punching_up_to_the_top_lowers_it(blocks):
 def test_a_range_outside_the_arena_is_an_error(blocks, name, span):
     with pytest.raises(ValueError, match="no part of an arena"):
         getattr(blocks, name)(*span)
+
+
+def test_blocks_are_counted_by_whether_they_needed_new_pages(blocks):
+    offset = blocks.allocate(CHUNK)
+    assert (blocks.blocks_recycled, blocks.blocks_faulted) == (0, 1)
+    blocks.mark_committed(offset, CHUNK)
+    blocks.free(offset)
+    blocks.allocate(CHUNK)
+    assert (blocks.blocks_recycled, blocks.blocks_faulted) == (1, 1)
+    blocks.allocate(64)
+    assert (blocks.blocks_recycled, blocks.blocks_faulted) == (1, 2)

@@ -1,0 +1,75 @@
+"""Arenas on the native part, where it was built and is wanted.
+
+``_native.c`` says how it works; without it everything does, with one copy more.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+from shmexec.memory.arena import Arena
+from shmexec.memory.segment import Segment
+from shmexec.options import INLINE_LIMIT
+
+
+@cache
+def _module() -> ModuleType | None:
+    try:
+        from shmexec.memory import _native
+    except ImportError:  # it was not built: no compiler, or SHMEXEC_NATIVE=0
+        return None
+    return _native
+
+
+def is_built() -> bool:
+    """Whether the native part can be used."""
+    return _module() is not None
+
+
+class NativeArena(Arena):
+    """An arena whose allocator also serves NumPy, on any thread.
+
+    It is never unmapped: arrays may be born in it, and outlive it.
+    """
+
+    def __init__(self, arena_id: int, segment: Segment) -> None:
+        from shmexec.memory import _native
+
+        self._set_handler = _native.set_handler
+        blocks = _native.BlockAllocator(segment.size)
+        blocks.attach(
+            segment.address,
+            segment.descriptor,
+            segment.kind == "posix",
+            INLINE_LIMIT,
+            segment,
+        )
+        self.native = blocks
+        super().__init__(arena_id, segment, blocks)
+
+    @property
+    def quota(self) -> int:
+        """Bytes that blocks may take in all; arrays are born here as far as it reaches."""
+        return self.native.quota
+
+    @quota.setter
+    def quota(self, nbytes: int) -> None:
+        self.native.quota = nbytes
+
+    def enter(self) -> object:
+        """Have NumPy make large arrays here, in this context; pass it to `leave`."""
+        return self.native.enter()
+
+    def leave(self, before: object) -> None:
+        """Set the handler that was set before."""
+        self._set_handler(before)
+
+    def back(self, fresh: list[tuple[int, int]]) -> None:
+        """Commit the fresh runs of a reserved block; MemoryError if there is none."""
+        for start, length in fresh:
+            self.native.commit(start, length)
+
+    def _trim(self, keep: int) -> int:
+        # In one step, since other threads may have arrays born here meanwhile.
+        return self.native.trim(keep)
