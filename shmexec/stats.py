@@ -47,4 +47,6 @@ class Stats:
     shared_memory_budget: int
     """The limit in bytes for this pool."""
     native: bool
-    """Whether the native allocator is in use (this version has none)."""
+    """Whether results are born in shared memory: the native part was built, and is used.
+
+    Without it each result is copied there once."""

@@ -12,7 +12,7 @@ import os
 from setuptools.command.build_ext import build_ext
 
 
-class BuildNative(build_ext):
+class BuildNative(build_ext):  # type: ignore[misc]
     """Adds NumPy's headers, which the build environment has."""
 
     def run(self) -> None:

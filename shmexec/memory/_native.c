@@ -779,6 +779,9 @@ static void
 after_fork_in_parent(void)
 {
     for (Arena *arena = attached; arena != NULL; arena = arena->next) {
+        if (arena->epoch < arena->fork_floor) {
+            arena->epoch = arena->fork_floor; /* what is born now no child has seen */
+        }
         pthread_mutex_unlock(&arena->mutex);
     }
 }
@@ -1170,41 +1173,22 @@ allocator_trim(Allocator *self, PyObject *arg)
     return PyLong_FromSize_t(gone);
 }
 
-/* Address and length of the bytes of an array or buffer in one piece; 0 if it has none. */
-static int
-bytes_of(PyObject *object, char **data, size_t *nbytes)
-{
-    if (PyArray_Check(object)) {
-        PyArrayObject *array = (PyArrayObject *)object;
-        if (!PyArray_ISONESEGMENT(array) || !PyArray_ISALIGNED(array)) {
-            return 0;
-        }
-        *data = PyArray_BYTES(array);
-        *nbytes = (size_t)PyArray_NBYTES(array);
-        return 1;
-    }
-    Py_buffer view;
-    if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE)) {
-        PyErr_Clear();
-        return 0;
-    }
-    *data = view.buf;
-    *nbytes = (size_t)view.len;
-    PyBuffer_Release(&view);
-    return (uintptr_t)*data % 16 == 0; /* whatever it holds, it is aligned */
-}
-
-/* pin(object) -> (start, offset, nbytes) or None. If the object's bytes are most of the
- * block of an array born here, the block is pinned: from now on NumPy's free only leaves
- * a mark. The caller drops the object, then tries take(), and ends with unpin(). */
+/* pin(address, nbytes) -> (start, offset) or None. If these bytes are most of the block of
+ * an array born here, the block is pinned: from now on NumPy's free only leaves a mark.
+ * The caller drops whatever it has of the array, tries take(), or else ends the pin. */
 static PyObject *
-allocator_pin(Allocator *self, PyObject *object)
+allocator_pin(Allocator *self, PyObject *args)
 {
     Arena *arena = self->arena;
-    char *data;
-    size_t nbytes, start = 0, offset = 0;
+    unsigned long long address;
+    Py_ssize_t length;
+    if (!PyArg_ParseTuple(args, "Kn", &address, &length)) {
+        return NULL;
+    }
+    char *data = (char *)(uintptr_t)address;
+    size_t nbytes = (size_t)length, start = 0, offset = 0;
     int pinned = 0;
-    if (!bytes_of(object, &data, &nbytes) || !is_inside(arena, data)) {
+    if (length <= 0 || !is_inside(arena, data)) {
         Py_RETURN_NONE;
     }
     pthread_mutex_lock(&arena->mutex);
@@ -1220,7 +1204,7 @@ allocator_pin(Allocator *self, PyObject *object)
     if (!pinned) {
         Py_RETURN_NONE;
     }
-    return Py_BuildValue("nnn", (Py_ssize_t)start, (Py_ssize_t)offset, (Py_ssize_t)nbytes);
+    return Py_BuildValue("nn", (Py_ssize_t)start, (Py_ssize_t)offset);
 }
 
 /* Give the ends of an owned block back that hold nothing of [offset, offset + nbytes). */
@@ -1305,14 +1289,14 @@ allocator_unpin(Allocator *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-/* Before a fork: from now on the arrays that live now are not recycled when they die.
- * Returns what to pass to keep_forks() for as long as the child lives. */
+/* Before a fork: arrays born until it happened are not recycled when they die. Returns
+ * what to pass to keep_forks() for as long as the child lives. */
 static PyObject *
 allocator_note_fork(Allocator *self, PyObject *Py_UNUSED(ignored))
 {
     Arena *arena = self->arena;
     pthread_mutex_lock(&arena->mutex);
-    uint32_t epoch = arena->fork_floor = ++arena->epoch;
+    uint32_t epoch = arena->fork_floor = arena->epoch + 1;
     pthread_mutex_unlock(&arena->mutex);
     return PyLong_FromUnsignedLong(epoch);
 }
@@ -1459,7 +1443,7 @@ static PyMethodDef allocator_methods[] = {
      "Have arrays born here; returns the handler before."},
     {"commit", (PyCFunction)allocator_commit, METH_VARARGS, "Have pages allocated."},
     {"trim", (PyCFunction)allocator_trim, METH_O, "Punch idle pages."},
-    {"pin", (PyCFunction)allocator_pin, METH_O, "Keep the block of an array."},
+    {"pin", (PyCFunction)allocator_pin, METH_VARARGS, "Keep the block of an array."},
     {"take", (PyCFunction)allocator_take, METH_VARARGS, "Own a block NumPy freed."},
     {"unpin", (PyCFunction)allocator_unpin, METH_O, "End a pin."},
     {"note_fork", (PyCFunction)allocator_note_fork, METH_NOARGS,

@@ -68,3 +68,38 @@ class Arena:
             self.blocks.mark_punched(start, length)
             gone += length
         return gone
+
+    # -- arrays born here: only with the native part, see NativeArena --------------------
+
+    def enter(self) -> object:
+        """Have NumPy make large arrays here, in this context; pass it to `leave`."""
+        return None
+
+    def leave(self, before: object) -> None:
+        """End what `enter` began."""
+
+    def pin(self, _address: int, _nbytes: int) -> tuple[int, int] | None:
+        """Pin the block of the array that has these bytes; (start, offset) or None.
+
+        The caller drops the array, then tries `take`; if that fails, it ends with `unpin`.
+        """
+        return None
+
+    def take(self, start: int, offset: int, nbytes: int) -> int | None:
+        """Own a pinned block if nobody reaches it any more; the block's new start."""
+        raise NotImplementedError
+
+    def unpin(self, start: int) -> None:
+        """End a pin; the block is free if its array died meanwhile."""
+        raise NotImplementedError
+
+    def note_fork(self) -> int:
+        """Keep the arrays that a forked child will see; 0 if there are none."""
+        return 0
+
+    def keep_forks(self, note: int) -> None:
+        """Recycle arrays that only children before this note saw; all, if it is 0."""
+
+    def missed(self) -> int:
+        """Most bytes at once that had no room here since last asked."""
+        return 0

@@ -49,14 +49,17 @@ class WorkerArena:
     segment: Segment
     account: Hashable
     quota: int = 0
+    kept: int = 0
+    """Of the quota, what the worker could not give back when asked, since its last reply:
+    its program holds arrays there."""
     live: dict[int, int] = field(default_factory=dict)
     frees: deque[int] = field(default_factory=deque)
     alive: bool = True
 
     @property
     def slack(self) -> int:
-        """Bytes of quota that hold no result the parent knows of."""
-        return self.quota - sum(self.live.values())
+        """Bytes of quota that hold no result, and might be had back."""
+        return self.quota - sum(self.live.values()) - self.kept
 
 
 @dataclass(slots=True)
@@ -257,13 +260,48 @@ class Host:
             self.budget.charge_beyond(worker.account, nbytes)
             worker.quota += nbytes
 
-    def returned(self, worker: WorkerArena, nbytes: int) -> None:
+    def grant_spare(self, worker: WorkerArena, nbytes: int) -> bool:
+        """Raise a worker's quota if half of the room is left to others afterwards."""
+        with self.lock:
+            self._settle()
+            plenty = nbytes <= self.budget.free(worker.account) // 2
+        return plenty and self.grant(worker, nbytes)
+
+    def returned(
+        self, worker: WorkerArena, nbytes: int, *, all_it_can: bool = False
+    ) -> None:
         """A worker gave quota back, after punching it out."""
         with self.lock:
             nbytes = min(nbytes, worker.quota)
             worker.quota -= nbytes
+            if all_it_can:
+                worker.kept = 0
+                worker.kept = max(0, worker.slack)
             self.budget.discharge(worker.account, nbytes)
             self.room.notify_all()
+
+    def take_back(
+        self, holder: Hashable, lease: int, offset: int, nbytes: int
+    ) -> np.ndarray:
+        """An argument that a worker returns as it is: its lease becomes the parent's.
+
+        Raises:
+            ValueError: If the lease is not the holder's, or the range not in its block.
+        """
+        with self.lock:
+            key = self.ledger.block_of(lease)
+            if (
+                key is None
+                or key[0] != self.arena.id
+                or lease not in self.ledger.held_by(holder)
+                or not key[1] <= offset
+                or nbytes <= 0
+                or offset + nbytes > key[1] + self.arena.blocks.size_of(key[1])
+            ):
+                msg = f"worker returned [{offset}, +{nbytes}) by lease {lease}, not its own"
+                raise ValueError(msg)
+            self.ledger.move(lease, HOST)
+        return lend(self.arena.segment, offset, nbytes, lease, self.returns)
 
     def accept(self, worker: WorkerArena, offset: int, nbytes: int) -> int:
         """Take a result block over from a worker; returns the parent's lease on it.

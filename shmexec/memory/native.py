@@ -57,14 +57,6 @@ class NativeArena(Arena):
     def quota(self, nbytes: int) -> None:
         self.native.quota = nbytes
 
-    def enter(self) -> object:
-        """Have NumPy make large arrays here, in this context; pass it to `leave`."""
-        return self.native.enter()
-
-    def leave(self, before: object) -> None:
-        """Set the handler that was set before."""
-        self._set_handler(before)
-
     def back(self, fresh: list[tuple[int, int]]) -> None:
         """Commit the fresh runs of a reserved block; MemoryError if there is none."""
         for start, length in fresh:
@@ -73,3 +65,38 @@ class NativeArena(Arena):
     def _trim(self, keep: int) -> int:
         # In one step, since other threads may have arrays born here meanwhile.
         return self.native.trim(keep)
+
+    def enter(self) -> object:
+        """See `Arena.enter`."""
+        return self.native.enter()
+
+    def leave(self, before: object) -> None:
+        """See `Arena.leave`."""
+        self._set_handler(before)
+
+    def pin(self, address: int, nbytes: int) -> tuple[int, int] | None:
+        """See `Arena.pin`."""
+        return self.native.pin(address, nbytes)
+
+    def take(self, start: int, offset: int, nbytes: int) -> int | None:
+        """See `Arena.take`."""
+        return self.native.take(start, offset, nbytes)
+
+    def unpin(self, start: int) -> None:
+        """See `Arena.unpin`."""
+        self.native.unpin(start)
+
+    def note_fork(self) -> int:
+        """See `Arena.note_fork`."""
+        return self.native.note_fork() if self.native.born_bytes else 0
+
+    def keep_forks(self, note: int) -> None:
+        """See `Arena.keep_forks`."""
+        self.native.keep_forks(note)
+
+    def missed(self) -> int:
+        """See `Arena.missed`."""
+        nbytes = self.native.missed_peak
+        if nbytes:
+            self.native.reset_missed()
+        return nbytes

@@ -19,6 +19,7 @@ import numpy as np
 
 from shmexec.deadline import now
 from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
+from shmexec.memory import native
 from shmexec.memory.host import Block
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle, monitor, reports
@@ -48,7 +49,10 @@ RECLAIM_WITHIN = 1.0
 
 
 class _Want(NamedTuple):
-    """A worker waits for ``needed`` bytes of quota, for a result of ``result``."""
+    """A worker waits for ``needed`` bytes of quota, for a result of ``result``.
+
+    If that is 0 it is for arrays of calls to come: nice to have, not to be waited for.
+    """
 
     handle: WorkerHandle
     needed: int
@@ -444,7 +448,9 @@ class Pool:
         elif kind is Kind.RETURNED:
             if message.request:
                 handle.trimming = False
-            self.host.returned(handle.arena, message.number)
+            self.host.returned(
+                handle.arena, message.number, all_it_can=bool(message.request)
+            )
 
     def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
         call = self._calls.get(message.request)
@@ -454,6 +460,7 @@ class Pool:
             raise MalformedMessage(msg)
         views = tuple(self._accept(handle, ref) for ref in message.refs)
         handle.copied_out = message.number
+        handle.arena.kept = 0
         handle.request = 0
         warning, handle.warning = handle.warning, ""
         if call is not None and not state.stopping:
@@ -469,6 +476,8 @@ class Pool:
         self._handle(r.Finished(message.request, handle.number, ok))
 
     def _accept(self, handle: WorkerHandle, ref: Ref) -> Any:
+        if ref.arena == self.host.arena.id:
+            return self.host.take_back(handle.holder, ref.lease, ref.offset, ref.nbytes)
         if ref.arena != handle.arena.id:
             msg = f"a result in arena {ref.arena}, not the worker's own"
             raise MalformedMessage(msg)
@@ -506,6 +515,11 @@ class Pool:
         """Answer workers that want room: at once, or when reclaiming has ended."""
         for want in self._wanting[:]:
             handle, needed = want.handle, want.needed
+            if not want.result:
+                self._wanting.remove(want)
+                granted = needed if self.host.grant_spare(handle.arena, needed) else 0
+                self._tell(handle, Message(Kind.GRANT, number=granted, leases=(0, 0)))
+                continue
             granted = 0
             for nbytes in (max(needed, _SMALLEST_GRANT), needed):
                 if self.host.grant(handle.arena, nbytes):
@@ -744,7 +758,7 @@ class Pool:
                 bytes_by_reference=self._copied[2],
                 shared_memory_used=used,
                 shared_memory_budget=budget,
-                native=False,
+                native=self.options.native and native.is_built(),
             )
 
     def _worker_stats(self, number: int, state: str, done: int) -> WorkerStats:

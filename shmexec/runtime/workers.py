@@ -10,6 +10,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Hashable
 
+from shmexec.memory import native
 from shmexec.memory.host import Host
 from shmexec.options import Options
 from shmexec.runtime import lifecycle
@@ -135,6 +136,7 @@ class WorkerHandle:
             own_segment=PassedDescriptor(self.arena.segment.descriptor),
             fault_log=PassedDescriptor(self._fault_log),
             lifeline=PassedDescriptor(lifeline),
+            native=options.native and native.is_built(),
             has_initializer=options.initializer is not None,
             inherited=inherited,
             env=dict(os.environ),

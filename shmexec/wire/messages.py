@@ -32,7 +32,8 @@ class Kind(IntEnum):
     REFUSED = 8  # worker: the initializer failed; the payload says why
     RESULT = 9  # worker: the call returned
     ERROR = 10  # worker: the call raised
-    WANT = 11  # worker: `number` bytes of quota, for a result of `request` bytes
+    WANT = 11  # worker: `number` bytes of quota, for a result of `request` bytes;
+    #            with 0 for arrays of calls to come, to be answered at once
     RETURNED = 12  # worker: gave `number` bytes of quota back; ended these leases
 
 

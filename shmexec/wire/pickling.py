@@ -43,6 +43,16 @@ class Source:
         """Copy into ``target``, ``nbytes`` of ``uint8``."""
         target[:] = np.frombuffer(self._data, np.uint8)
 
+    def span(self) -> tuple[int, int] | None:
+        """Address and length of the bytes, if they could be used where they are.
+
+        They are in one piece then, in the order in which `fill` would copy them, and
+        aligned.
+        """
+        address = np.frombuffer(self._data, np.uint8).__array_interface__["data"][0]
+        # What will be made of them is not known: this suits everything.
+        return None if address % 16 else (address, self.nbytes)
+
 
 class ArraySource(Source):
     """An array to be copied into a block, in one pass whatever its strides are."""
@@ -61,6 +71,13 @@ class ArraySource(Source):
             array.shape, array.dtype, target.data, order=cast("Any", self._order)
         )
         np.copyto(place, array)
+
+    def span(self) -> tuple[int, int] | None:
+        """See `Source.span`."""
+        flags = self._data.flags
+        if not (flags.forc and flags.aligned):
+            return None
+        return self._data.__array_interface__["data"][0], self.nbytes
 
 
 class PlacedSource:

@@ -24,8 +24,9 @@ from shmexec.errors import SerializationError
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import functions
 from shmexec.wire.channel import Receiver, send_blocking
-from shmexec.wire.messages import Kind, Message, Ref, decode, encode, in_batches
+from shmexec.wire.messages import Kind, Message, decode, encode, in_batches
 from shmexec.wire.pickling import Pickled, ReplyPickler, Source, dump, explain, load
+from shmexec.worker.handover import place_all
 from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.setup import MARK_BYTES, Inherited, WorkerConfig, prepare
 
@@ -118,6 +119,7 @@ class _Worker:
     # -- calls -------------------------------------------------------------------------
 
     def _call(self, message: Message) -> None:
+        self._memory.make_room()
         # From here on the call is charged if the worker dies.
         os.pwrite(self._mark, message.request.to_bytes(MARK_BYTES, "little"), 0)
         started = perf_counter()
@@ -126,7 +128,6 @@ class _Worker:
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
         reply = self._place(message, kind, pickled, seconds)
-        # The sources hold the result; with it may go the last views of arguments.
         del pickled
         ended = self._memory.ended()
         *others, last = [*in_batches(ended)] or [()]
@@ -138,11 +139,7 @@ class _Worker:
         """Run the call and pickle what came of it; its arguments die on return."""
         try:
             fn, args, kwargs = self._unpack(message)
-            self._running = True
-            try:
-                result = fn(*args, **kwargs)
-            finally:
-                self._running = False
+            result = self._run(fn, args, kwargs, births=bool(message.request))
         except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
             return Kind.ERROR, pickle_error(error, skip=1)
         if not message.request:
@@ -157,6 +154,21 @@ class _Worker:
                     "return list(...) of it instead."
                 )
             return Kind.ERROR, pickle_error(failure)
+
+    def _run(
+        self, fn: Callable[..., Any], args: Any, kwargs: Any, *, births: bool
+    ) -> Any:
+        # What an initializer makes is to stay: it belongs into private memory.
+        before = self._memory.arena.enter() if births else None
+        try:
+            self._running = True
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                self._running = False
+        finally:
+            if births:
+                self._memory.arena.leave(before)
 
     def _unpack(self, message: Message) -> tuple[Callable[..., Any], Any, Any]:
         buffers = self._memory.borrow(message.refs)
@@ -182,16 +194,13 @@ class _Worker:
     def _place(
         self, message: Message, kind: Kind, pickled: Pickled, seconds: float
     ) -> Message:
-        refs: list[Ref] = []
         payload: Any = pickled.payload
         spilled = len(payload) >= INLINE_LIMIT
-        sources = [*pickled.sources, *([Source(payload)] if spilled else [])]
+        if spilled:
+            pickled.sources.append(Source(payload))
         try:
-            for source in sources:
-                assert isinstance(source, Source)
-                refs.append(self._memory.place(source))
+            refs = place_all(self._memory, pickled.sources)
         except (MemoryError, SerializationError) as error:
-            self._memory.free(tuple(ref.offset for ref in refs))
             if kind is Kind.ERROR:
                 # Not even the traceback fits: what is left is to say so.
                 error = type(error)("the call raised, and its traceback does not fit")
@@ -202,7 +211,7 @@ class _Worker:
             self._config.generation,
             self._memory.copied,
             seconds,
-            tuple(refs),
+            refs,
             payload=b"" if spilled else payload,
             spilled=spilled,
         )

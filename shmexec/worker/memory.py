@@ -7,12 +7,14 @@ One thread uses it, the loop's; only finalizers run elsewhere, and they just app
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from select import select
+from typing import NamedTuple
 
 import numpy as np
 
 from shmexec.errors import SharedMemoryFull
+from shmexec.memory import native
 from shmexec.memory.allocator import ALIGNMENT
 from shmexec.memory.arena import Arena
 from shmexec.memory.segment import Segment
@@ -25,12 +27,25 @@ WantQuota = Callable[[int, int], tuple[int, int, int]]
 """Asks the parent for bytes, for a result of so many; returns (granted, used, budget)."""
 
 
+ASK_AGAIN_AFTER = 100
+"""Calls with too little room that pass after spare quota was refused."""
+
+
+class _Pin(NamedTuple):
+    """What the children of one fork may look at, until they close their pipe."""
+
+    pipe: int
+    leases: frozenset[int]
+    note: int
+
+
 class WorkerMemory:
     """See the module."""
 
     def __init__(self, config: WorkerConfig, want_quota: WantQuota) -> None:
         kind = config.segment_kind
-        self.arena = Arena(
+        make = native.NativeArena if config.native else Arena
+        self.arena: Arena = make(
             config.own_arena, Segment(kind, config.own_segment.number, config.own_size)
         )
         writable = config.parent_segment.number
@@ -41,11 +56,13 @@ class WorkerMemory:
         )
         self._writable = Segment(kind, writable, config.parent_size)
         self.returns = Returns()
-        self.quota = 0
         self.copied = 0
         self._want_quota = want_quota
-        self._live: set[int] = set()
-        self._pins: list[tuple[int, frozenset[int]]] = []
+        self._calls_to_next_ask = 0
+        self._live: dict[int, Ref] = {}
+        # Results that do not start where their block does.
+        self._starts: dict[int, int] = {}
+        self._pins: list[_Pin] = []
         self._fork_pipe: tuple[int, int] | None = None
         os.register_at_fork(
             before=self._before_fork,
@@ -63,7 +80,7 @@ class WorkerMemory:
         if ref.arena != self._parent_id:
             msg = f"a buffer lies in arena {ref.arena}, which is not known here"
             raise ValueError(msg)
-        self._live.add(ref.lease)
+        self._live[ref.lease] = ref
         readonly = ref.mode == Mode.SHARED
         view = lend(
             self._readable if readonly else self._writable,
@@ -79,16 +96,48 @@ class WorkerMemory:
         """Leases whose views have died since last asked."""
         if self._pins:
             self._unpin()
-        pinned = frozenset().union(*(leases for _, leases in self._pins))
+        pinned = self._pinned()
         ended: list[int] = []
         kept: list[int] = []
         queue = self.returns.ended
         while queue:
             lease = queue.popleft()
             (kept if lease in pinned else ended).append(lease)
-        self._live.difference_update(ended)
+        for lease in ended:
+            self._live.pop(lease, None)
         queue.extend(kept)
         return ended
+
+    def _pinned(self) -> frozenset[int]:
+        return frozenset().union(*(pin.leases for pin in self._pins))
+
+    def loan_around(self, address: int, nbytes: int) -> Ref | None:
+        """The private argument that these bytes are most of, if they are of one."""
+        offset = address - self._writable.address
+        for ref in self._live.values():
+            if (
+                ref.mode == Mode.PRIVATE
+                and ref.offset <= offset
+                and offset + nbytes <= ref.offset + ref.nbytes
+                and 2 * nbytes >= ref.nbytes
+            ):
+                return ref._replace(offset=offset, nbytes=nbytes)
+        return None
+
+    def end_loan(self, ref: Ref) -> bool:
+        """Whether nobody reaches an argument any more; it is the parent's again then.
+
+        Asked after the call's own references are gone.
+        """
+        if ref.lease not in self.returns.ended or ref.lease in self._pinned():
+            return False
+        self.returns.ended.remove(ref.lease)
+        del self._live[ref.lease]
+        return True
+
+    def bytes_of_loan(self, ref: Ref) -> np.ndarray:
+        """The bytes of an argument; they stay until its lease was sent back."""
+        return self._writable.part(ref.offset, ref.nbytes)
 
     # -- results ---------------------------------------------------------------------
 
@@ -101,10 +150,10 @@ class WorkerMemory:
         nbytes = source.nbytes
         size = -(-nbytes // ALIGNMENT) * ALIGNMENT
         blocks = self.arena.blocks
-        missing = blocks.used + size - self.quota
+        missing = blocks.used + size - self.arena.quota
         if missing > 0:
             granted, used, budget = self._want_quota(missing, nbytes)
-            self.quota += granted
+            self.arena.quota += granted
             if granted < missing:
                 msg = (
                     f"no room for a result of {nbytes} bytes: {used} of {budget} bytes "
@@ -119,14 +168,14 @@ class WorkerMemory:
                 msg, needed=nbytes, used=blocks.used, budget=self.arena.segment.size
             )
         offset, fresh = reserved
-        if blocks.committed + sum(length for _, length in fresh) > self.quota:
-            self.arena.trim(max(0, self.quota - blocks.used))
+        if blocks.committed + sum(length for _, length in fresh) > self.arena.quota:
+            self.arena.trim(max(0, self.arena.quota - blocks.used))
         try:
             self.arena.back(fresh)
         except MemoryError as error:
             blocks.free(offset)
             raise SharedMemoryFull(
-                str(error), needed=nbytes, used=blocks.used, budget=self.quota
+                str(error), needed=nbytes, used=blocks.used, budget=self.arena.quota
             ) from error
         if fresh:
             blocks.mark_committed(offset, size)
@@ -134,24 +183,58 @@ class WorkerMemory:
         self.copied += nbytes
         return Ref(0, self.arena.id, offset, nbytes)
 
+    def hand_over(self, start: int, offset: int, nbytes: int) -> Ref:
+        """A result that was born in this arena, in the block at ``start``."""
+        if start != offset:
+            self._starts[offset] = start
+        return Ref(0, self.arena.id, offset, nbytes)
+
     def free(self, offsets: tuple[int, ...]) -> None:
         """The parent has no view of these results any more."""
         for offset in offsets:
-            self.arena.free(offset)
+            self.arena.free(self._starts.pop(offset, offset))
+
+    def take_back(self, refs: Iterable[Ref]) -> None:
+        """Free results that will not be sent after all."""
+        for ref in refs:
+            if ref.arena == self.arena.id:
+                self.free((ref.offset,))
+            else:
+                self.returns.ended.append(ref.lease)
+
+    def make_room(self) -> None:
+        """Between calls: ask for quota if arrays of the last one found no room here.
+
+        The answer comes at once. After a refusal some calls pass before it asks again.
+        """
+        missed = self.arena.missed()
+        if not missed:
+            return
+        missing = self.arena.blocks.used + missed - self.arena.quota
+        if missing <= 0:
+            return
+        if self._calls_to_next_ask > 0:
+            self._calls_to_next_ask -= 1
+            return
+        granted, _, _ = self._want_quota(missing, 0)
+        self.arena.quota += granted
+        if not granted:
+            self._calls_to_next_ask = ASK_AGAIN_AFTER
 
     def give_back(self) -> int:
         """Return idle pages to the system; returns the quota that is not needed now."""
         self.arena.trim(0)
-        surplus = self.quota - self.arena.blocks.used
-        self.quota -= surplus
+        surplus = self.arena.quota - self.arena.blocks.used
+        self.arena.quota -= surplus
         return surplus
 
     # -- user code that forks ----------------------------------------------------------
 
     def _before_fork(self) -> None:
-        if self._live:
+        note = self.arena.note_fork()
+        if self._live or note:
             self._fork_pipe = os.pipe()
-            self._pins.append((self._fork_pipe[0], frozenset(self._live)))
+            self._pins.append(_Pin(self._fork_pipe[0], frozenset(self._live), note))
 
     def _after_fork_in_parent(self) -> None:
         if self._fork_pipe is not None:
@@ -163,7 +246,8 @@ class WorkerMemory:
         self.returns = Returns()
 
     def _unpin(self) -> None:
-        ready = select([pipe for pipe, _ in self._pins], [], [], 0)[0]
-        for pin in [pin for pin in self._pins if pin[0] in ready]:
+        ready = select([pin.pipe for pin in self._pins], [], [], 0)[0]
+        for pin in [pin for pin in self._pins if pin.pipe in ready]:
             self._pins.remove(pin)
-            os.close(pin[0])
+            os.close(pin.pipe)
+        self.arena.keep_forks(max((pin.note for pin in self._pins), default=0))

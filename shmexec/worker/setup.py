@@ -84,6 +84,7 @@ class WorkerConfig:
     own_segment: PassedDescriptor
     fault_log: PassedDescriptor
     lifeline: PassedDescriptor
+    native: bool = False
     has_initializer: bool = False
     inherited: Inherited | None = None
     env: Mapping[str, str] = field(default_factory=dict)
