@@ -297,6 +297,29 @@ def _handler_name():
     return get_handler_name(traps.fresh())
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
+def test_arrays_on_both_sides_at_the_end_of_the_program(executor, run_script, method):
+    done = run_script(
+        """
+import sys, numpy as np, shmexec
+def make(kept=[]):
+    kept.append(np.arange(50000.) + 1)
+    kept.append(kept)
+    np.kept = kept
+    return kept[0][1:], np.ones(50000) + 1
+executor = shmexec.Executor(1, sys.argv[1])
+held = [executor.submit(make).result() for _ in range(5)]
+held.append(held)
+np.held = held
+if sys.argv[1] != "fork":
+    executor.shutdown()
+print(float(held[-2][1].sum()))
+""",
+        method,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "100000.0\n", "")
+
+
 # -- memory -----------------------------------------------------------------------------------
 
 
