@@ -183,8 +183,8 @@ class Host:
     def release_of(self, holder: Hashable, leases: tuple[int, ...]) -> None:
         """End leases that a worker says it has; those of others are left alone."""
         with self.lock:
-            held = set(self.ledger.held_by(holder))
-            self._release([lease for lease in leases if lease in held])
+            holder_of = self.ledger.holder_of
+            self._release([each for each in leases if holder_of(each) == holder])
 
     def _release(self, leases: list[int]) -> None:
         for lease in leases:

@@ -154,6 +154,11 @@ class Ledger:
         """Return the block a lease is on, or ``None`` if the lease is not open."""
         return self._block_of.get(lease_id)
 
+    def holder_of(self, lease_id: int) -> Hashable | None:
+        """Return who has a lease, or ``None`` if it is not open."""
+        block = self._block_of.get(lease_id)
+        return None if block is None else self._holders[block][lease_id]
+
     def holders(self, block: BlockKey) -> list[Hashable]:
         """Return a block's holders, once per lease, in the order of lease ids."""
         return list(self._holders.get(block, {}).values())

@@ -6,7 +6,7 @@ import pickle
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from shmexec.wire.pickling import (
     PlacedSource,
     Source,
     dump,
+    dump_arguments,
     explain,
     load,
 )
@@ -45,7 +46,12 @@ HOLDING_STILL = 5.0
 LOOK = 0.05
 """Seconds after which a thread that waits for room looks by itself."""
 
-_resolving = threading.local()
+
+class _Resolving(threading.local):
+    active = False
+
+
+_resolving = _Resolving()
 
 
 class Argument(NamedTuple):
@@ -60,31 +66,18 @@ class Argument(NamedTuple):
 class PackedCall:
     """A call ready to be sent, as often as it must be."""
 
-    __slots__ = (
-        "arguments",
-        "blocks",
-        "by_reference",
-        "copied",
-        "function",
-        "future",
-        "name",
-        "number",
-        "payload",
-        "spilled",
-        "timeout",
-    )
+    number = 0
+    payload: bytes = b""
+    spilled = False
+    timeout: float | None = None
+    arguments: Sequence[Argument] = ()
+    blocks: Sequence[Block] = ()
+    copied = 0
+    by_reference = 0
 
     def __init__(self, function: FunctionRef, name: str) -> None:
         self.function = function
         self.name = name
-        self.number = 0
-        self.payload: bytes = b""
-        self.spilled = False
-        self.timeout: float | None = None
-        self.arguments: list[Argument] = []
-        self.blocks: list[Block] = []
-        self.copied = 0
-        self.by_reference = 0
         self.future: Future[Any] = Future()
 
 
@@ -112,7 +105,10 @@ def pack(
     name = _name(fn, args)
     try:
         function = describe(fn)
-        pickled = dump((args, kwargs) if function.key else (fn, args, kwargs))
+        if function.key:
+            pickled = dump_arguments(args, kwargs)
+        else:
+            pickled = dump((fn, args, kwargs))
     except Exception as error:
         parts = {f"args[{i}]": arg for i, arg in enumerate(args)}
         parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
@@ -135,7 +131,12 @@ def _name(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
 
 def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) -> None:
     sources: list[AnySource] = pickled.sources
-    call.by_reference += pickled.in_files
+    if pickled.in_files:
+        call.by_reference += pickled.in_files
+    if not sources and len(pickled.payload) < INLINE_LIMIT:
+        call.payload = bytes(pickled.payload)
+        return
+    call.arguments, call.blocks = arguments, blocks = [], []
     if len(pickled.payload) >= INLINE_LIMIT:
         sources = [*sources, Source(pickled.payload)]
         call.spilled = True
@@ -144,16 +145,14 @@ def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) 
     for source in sources:
         if isinstance(source, PlacedSource):
             key = (source.arena, source.block_offset)
-            call.arguments.append(
-                Argument(key, source.offset, source.nbytes, source.mode)
-            )
+            arguments.append(Argument(key, source.offset, source.nbytes, source.mode))
             call.by_reference += source.nbytes
             continue
         block = room.place(source.nbytes)
-        call.blocks.append(block)
+        blocks.append(block)
         source.fill(room.bytes_of(block))
         call.copied += source.nbytes
-        call.arguments.append(Argument(block.key, block.key[1], block.nbytes, mode))
+        arguments.append(Argument(block.key, block.key[1], block.nbytes, mode))
 
 
 class RoomMaker:
@@ -175,9 +174,10 @@ class RoomMaker:
         """The bytes of a block, to be filled."""
         return self._host.bytes_of(block)
 
-    def give_back(self, blocks: list[Block]) -> None:
+    def give_back(self, blocks: Sequence[Block]) -> None:
         """End the leases of blocks that were placed."""
-        self._host.release([block.lease for block in blocks])
+        if blocks:
+            self._host.release([block.lease for block in blocks])
 
     def place(self, nbytes: int, *, may_wait: bool = True) -> Block:
         """A block leased to :data:`CALLS`.
@@ -212,7 +212,7 @@ class RoomMaker:
 
 def may_block() -> bool:
     """Whether this thread may wait: not in a callback, nor under an event loop."""
-    if getattr(_resolving, "active", False):
+    if _resolving.active:
         return False
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
@@ -251,7 +251,7 @@ def resolve(outcome: Outcome) -> None:
         except MemoryWarning as raised:  # the program has made errors of them
             # Its frames hold the result.
             result, error = None, raised.with_traceback(None)
-    before = getattr(_resolving, "active", False)
+    before = _resolving.active
     _resolving.active = True
     try:
         if outcome.cancelled:

@@ -26,10 +26,30 @@ class Future(BaseFuture[T]):
     _pool: Pool | None = None
     _call: int = 0
 
+    def __init__(self) -> None:
+        # As the base class does it; the lock is at hand, since taking it through the
+        # condition costs more than all else that happens to a future.
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
+        self._state = PENDING
+        self._result = None
+        self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+
     def attach(self, pool: Pool, call: int) -> None:
         """Tie the future to its call; for the pool only."""
         self._pool = pool
         self._call = call
+
+    def begin(self) -> bool:
+        """Call it running, unless it was cancelled; for the pool only."""
+        with self._lock:
+            if self._state == CANCELLED:
+                return self.set_running_or_notify_cancel()
+            if self._state == PENDING:
+                self._state = RUNNING
+            return True
 
     def result(self, timeout: float | None = None) -> T:
         """The call's result, or its exception raised.
@@ -41,7 +61,10 @@ class Future(BaseFuture[T]):
             TimeoutError: If it is not done by then; the call goes on.
             CancelledError: If it was cancelled.
         """
-        return super().result(self._drive(timeout))
+        left = self._drive(timeout)
+        if self._state == FINISHED and self._exception is None:
+            return self._result  # type: ignore[return-value] # it is set by then
+        return super().result(left)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The exception that the call raised, None if it returned.
@@ -102,9 +125,10 @@ class Future(BaseFuture[T]):
         Another thread may have held the condition at the fork; it does not exist here.
         """
         self._pool = None
-        self._condition = threading.Condition()
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
+        self._waiters = []
+        self._done_callbacks = []
         if self._state in {PENDING, RUNNING}:
             self._exception = error
             self._state = FINISHED
@@ -113,8 +137,3 @@ class Future(BaseFuture[T]):
     def settled(self) -> bool:
         """As ``done()``, without taking the lock; for the pool only."""
         return self._state not in {PENDING, RUNNING}
-
-    @property
-    def waiting(self) -> bool:
-        """Whether it has not begun; for the pool only."""
-        return self._state == PENDING

@@ -39,6 +39,8 @@ from shmexec.wire.messages import (
     Message,
     Ref,
     decode,
+    encode,
+    encode_plain,
 )
 from shmexec.worker.setup import Inherited
 
@@ -168,27 +170,25 @@ class Pool:
         """Hand a packed call to the scheduler."""
         try:
             with self._lock, self._whole:
-                self.check_open()
+                if self._closed or self._machine.broken:
+                    self.check_open()
                 call.number = number = next(self._numbers)
-                call.timeout = options.timeout
                 call.future.attach(self, number)
                 self._calls[number] = call
                 self._copied[0] += call.copied
                 self._copied[2] += call.by_reference
+                call.timeout = timeout = options.timeout
                 self._handle(
                     r.Submitted(
-                        number,
-                        options.timeout,
-                        options.retries,
-                        options.priority,
-                        worker,
+                        number, timeout, options.retries, options.priority, worker
                     )
                 )
-                self.leading.start()
+                if not self.leading.started:
+                    self.leading.start()
         except BaseException:
             self.room.give_back(call.blocks)
             raise
-        if self._to_spawn or self._outcomes or options.timeout is not None:
+        if options.timeout is not None or self._to_spawn or self._outcomes:
             self.leading.wake()
         return call.future
 
@@ -274,7 +274,8 @@ class Pool:
 
     def _handle(self, event: r.Event) -> None:
         """Let the machine decide, and do it. The caller holds the lock."""
-        self._events.append(event)
+        for command in self._machine.handle(event, now()):
+            self._do(command)
         while self._events:
             for command in self._machine.handle(self._events.popleft(), now()):
                 self._do(command)
@@ -307,7 +308,7 @@ class Pool:
 
     def _send(self, call: PackedCall, handle: WorkerHandle) -> None:
         future = call.future
-        if future.waiting and not future.set_running_or_notify_cancel():
+        if not future.begin():
             # Cancelled a moment ago; the worker goes on to the next call.
             self._forget(call.number)
             self._events.append(r.Finished(call.number, handle.number, ok=False))
@@ -315,7 +316,9 @@ class Pool:
         self._tell_call(call, handle, call.number)
 
     def _tell_call(self, call: PackedCall, handle: WorkerHandle, request: int) -> None:
-        handle.send_function(call.function)
+        function = call.function
+        if function.pickled:
+            handle.send_function(function)
         refs: tuple[Ref, ...] = ()
         host = self.host
         if host.returns.ended:
@@ -327,17 +330,28 @@ class Pool:
                     for key, offset, nbytes, mode in call.arguments
                 )
         handle.request = request
-        sent = handle.send(
-            Message(
-                Kind.CALL,
-                request,
-                refs=refs,
-                leases=handle.take_frees(LEASES_AT_MOST) if handle.arena.frees else (),
-                key=call.function.key,
-                payload=call.payload,
-                spilled=call.spilled,
+        number = handle.number
+        key, payload = function.key, call.payload
+        if refs or handle.arena.frees:
+            frees = handle.take_frees(LEASES_AT_MOST)
+            spilled = call.spilled
+            data = encode(
+                Message(
+                    Kind.CALL,
+                    request,
+                    number,
+                    0,
+                    0.0,
+                    refs,
+                    frees,
+                    key,
+                    payload,
+                    spilled,
+                )
             )
-        )
+        else:
+            data = encode_plain(Kind.CALL, request, number, 0, 0.0, key, payload)
+        sent = handle.sender.send(data)
         if not sent:
             self._watch_writing(handle)
 
@@ -403,6 +417,8 @@ class Pool:
 
     def process(self, *, ticking: bool) -> None:
         """Handle what is in the inbox, then deaths, then time."""
+        if not (self._inbox or self._ended or ticking or self._wanting):
+            return
         with self._lock, self._whole:
             self._empty_inbox()
             while self._ended:
@@ -412,7 +428,8 @@ class Pool:
                 due = self._machine.next_tick()
                 if due is not None and due <= now():
                     self._handle(r.Tick())
-            self._try_wanting()
+            if self._wanting:
+                self._try_wanting()
 
     def _empty_inbox(self) -> None:
         while self._inbox:
@@ -453,12 +470,14 @@ class Pool:
             )
 
     def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
-        call = self._calls.get(message.request)
-        state = self._machine.calls.get(message.request)
+        kind, number = message.kind, message.request
+        call = self._calls.get(number)
+        state = self._machine.calls.get(number)
         if state is None or state.worker is None or state.worker.id != handle.number:
             msg = f"a reply to call {message.request}, which this worker does not run"
             raise MalformedMessage(msg)
-        views = tuple(self._accept(handle, ref) for ref in message.refs)
+        refs = message.refs
+        views = tuple([self._accept(handle, ref) for ref in refs]) if refs else ()
         handle.copied_out = message.number
         handle.arena.kept = 0
         handle.request = 0
@@ -469,11 +488,10 @@ class Pool:
                 payload, views = views[-1], views[:-1]
             # Noted before it is forgotten: an interrupt in between loses nothing.
             self._outcomes[call.number] = Outcome(
-                call, message.kind, payload, views, warning=warning
+                call, kind, payload, views, warning=warning
             )
             self._forget(call.number)
-        ok = message.kind is Kind.RESULT
-        self._handle(r.Finished(message.request, handle.number, ok))
+        self._handle(r.Finished(number, handle.number, kind is Kind.RESULT))
 
     def _accept(self, handle: WorkerHandle, ref: Ref) -> Any:
         if ref.arena == self.host.arena.id:
@@ -574,6 +592,9 @@ class Pool:
 
     def seconds_to_tick(self) -> float | None:
         """Seconds until the machine wants to know the time."""
+        # Looked at without the lock: whoever changes it wakes the leader afterwards.
+        if not (self._machine.has_timers or self._wanting):
+            return None
         with self._lock:  # other threads submit meanwhile
             due = self._machine.next_tick()
             if self._wanting:

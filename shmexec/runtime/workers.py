@@ -149,7 +149,9 @@ class WorkerHandle:
 
     def send(self, message: Message) -> bool:
         """Send a message, with the results to be freed as they fit."""
-        return self.sender.send(encode(message._replace(generation=self.number)))
+        if message.generation != self.number:
+            message = message._replace(generation=self.number)
+        return self.sender.send(encode(message))
 
     def send_function(self, function: FunctionRef) -> None:
         """Make the worker know a function; nothing to do if it does."""

@@ -42,7 +42,7 @@ class Call:
         "worker",
     )
 
-    def __init__(self, event: r.Submitted, order: tuple[int, int]) -> None:
+    def __init__(self, event: r.Submitted, order: tuple[int, int], now: float) -> None:
         self.id = event.call
         self.timeout = event.timeout
         self.retries = event.retries
@@ -51,7 +51,9 @@ class Call:
         self.state = CallState.PENDING
         self.worker: Worker | None = None
         self.stopping = ""
-        self.history: list[tuple[float, CallState, int | None]] = []
+        self.history: list[tuple[float, CallState, int | None]] = [
+            (now, CallState.PENDING, None)
+        ]
 
 
 class Worker:
@@ -106,6 +108,7 @@ class Machine:
         self._idle: dict[int, Worker] = {}  # ordered: the last one is used first
         self._starting = 0
         self._draining = 0
+        self._timed = 0  # workers whose call has a time limit
         self._failures: list[str] = []
         self._spawn_at = 0.0
         self._numbers = 0
@@ -139,11 +142,10 @@ class Machine:
         if event.worker is not None and event.worker not in self.workers:
             msg = f"call {event.call} is for worker {event.worker}, which is gone"
             raise r.IllegalEvent(msg)
-        call = Call(event, (-event.priority, event.call))
+        call = Call(event, (-event.priority, event.call), now)
         self.calls[call.id] = call
         self.submitted += 1
         self.pending += 1
-        call.history.append((now, CallState.PENDING, None))
         if self.broken:
             return [self._fail(call, "broken", now, detail="; ".join(self.broken))]
         if self._idle and not self._queue and call.pinned is None:
@@ -158,11 +160,20 @@ class Machine:
             self._pinned.setdefault(call.pinned, []).append(call.id)
 
     def _start(self, call: Call, worker: Worker, now: float) -> r.Send:
-        self._move(call, CallState.RUNNING, now, worker)
-        self._shift(worker, WorkerState.BUSY, now)
-        call.worker, worker.call = worker, call
+        # The two moves of the busiest path, without looking them up in the tables.
+        assert call.state is CallState.PENDING
+        assert worker.state is WorkerState.IDLE
+        self.pending -= 1
+        call.state = CallState.RUNNING
+        call.history.append((now, CallState.RUNNING, worker.id))
+        self._idle.pop(worker.id, None)
+        worker.state = WorkerState.BUSY
+        worker.since = now
+        call.worker = worker
+        worker.call = call
         if call.timeout is not None:
             worker.stop_at = now + call.timeout
+            self._timed += 1
         return r.Send(call.id, worker.id)
 
     def _on_finished(self, event: r.Finished, now: float) -> list[Command]:
@@ -182,12 +193,19 @@ class Machine:
             return [*self._retire(worker, now), *self._dispatch(now)]
         # Idle before the future resolves: a follow-up call finds it.
         self._shift(worker, WorkerState.IDLE, now)
+        if not (self.pending or self.closed or self._active() > self.max_workers):
+            return []
         return self._dispatch(now)
 
     def _detach(self, call: Call, worker: Worker) -> None:
         call.worker = None
         worker.call = None
-        worker.stop_at = None
+        self._end_limit(worker)
+
+    def _end_limit(self, worker: Worker) -> None:
+        if worker.stop_at is not None:
+            worker.stop_at = None
+            self._timed -= 1
 
     def _on_cancelled(self, event: r.Cancelled, now: float) -> list[Command]:
         call = self.calls.get(event.call)
@@ -195,6 +213,9 @@ class Machine:
             return []
         if call.state is CallState.PENDING:
             self._move(call, CallState.CANCELLED, now)
+            if call.pinned is not None:
+                # It must not be counted among those that wait for their own worker.
+                self._pinned[call.pinned].remove(call.id)
             return [r.Drop(call.id), *self._maybe_finish(now)]
         if not event.running or call.worker is None:
             return []
@@ -203,7 +224,7 @@ class Machine:
     def _stop(self, call: Call, worker: Worker, why: str, now: float) -> list[Command]:
         """Have a running call's worker ended; its slot is free at once."""
         call.stopping = why
-        worker.stop_at = None
+        self._end_limit(worker)
         self._shift(worker, WorkerState.DRAINING, now)
         worker.kill_at = now + KILL_AFTER
         return [r.Kill(worker.id), *self._dispatch(now)]
@@ -246,6 +267,7 @@ class Machine:
         worker = self._known(event.worker)
         del self.workers[worker.id]
         self._idle.pop(worker.id, None)
+        self._end_limit(worker)
         state, call = worker.state, worker.call
         self._starting -= state is WorkerState.STARTING
         self._draining -= state is WorkerState.DRAINING
@@ -359,6 +381,9 @@ class Machine:
 
     def next_tick(self) -> float | None:
         """When a :class:`Tick` is due, if ever."""
+        return self._next_tick() if self.has_timers else None
+
+    def _next_tick(self) -> float | None:
         times = [
             at
             for worker in self.workers.values()
@@ -370,6 +395,16 @@ class Machine:
         if self._lacking() > 0 and not self._idle and not self.broken:
             times.append(self._spawn_at)
         return min(times, default=None)
+
+    @property
+    def has_timers(self) -> bool:
+        """Whether a :class:`Tick` may be due some time. Cheap, and needs no lock."""
+        return bool(
+            self._timed
+            or self._draining
+            or self.idle_timeout is not None
+            or (self.pending and not self._idle and self._active() < self.max_workers)
+        )
 
     @property
     def finished(self) -> bool:
@@ -459,25 +494,30 @@ class Machine:
         if state not in r.CALL_MOVES[call.state]:
             msg = f"call {call.id}: {call.state.value} to {state.value}"
             raise r.IllegalEvent(msg)
-        self.pending -= call.state is CallState.PENDING
-        self.pending += state is CallState.PENDING
+        if call.state is CallState.PENDING:
+            self.pending -= 1
+        elif state is CallState.PENDING:
+            self.pending += 1
         call.state = state
-        call.history.append((now, state, worker.id if worker else None))
         if state in self.counts:
             self.counts[state] += 1
             del self.calls[call.id]
+        else:
+            call.history.append((now, state, worker.id if worker else None))
 
     def _shift(self, worker: Worker, state: WorkerState, now: float) -> None:
         before = worker.state
         if state not in r.WORKER_MOVES[before]:
             msg = f"worker {worker.id}: {before.value} to {state.value}"
             raise r.IllegalEvent(msg)
-        self._starting -= before is WorkerState.STARTING
-        self._draining += state is WorkerState.DRAINING
         if before is WorkerState.IDLE:
             self._idle.pop(worker.id, None)
+        elif before is WorkerState.STARTING:
+            self._starting -= 1
         if state is WorkerState.IDLE:
             self._idle[worker.id] = worker
+        elif state is WorkerState.DRAINING:
+            self._draining += 1
         worker.state = state
         worker.since = now
 
@@ -499,6 +539,8 @@ class Machine:
         by_state = [w.state for w in workers]
         assert self._starting == by_state.count(WorkerState.STARTING)
         assert self._draining == by_state.count(WorkerState.DRAINING)
+        assert self._timed == sum(w.stop_at is not None for w in workers)
+        assert self.has_timers or self._next_tick() is None
         idle = {w.id for w in workers if w.state is WorkerState.IDLE}
         assert set(self._idle) == idle
         assert self.pending == sum(c.state is CallState.PENDING for c in calls)

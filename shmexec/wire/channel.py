@@ -76,8 +76,19 @@ class Sender:
         A closed peer is not an error here: its death is noticed by other means, and
         what it did not take is recovered then.
         """
-        self.backlog.append(data if self._packets else _LENGTH.pack(len(data)) + data)
-        return self.flush()
+        if not self._packets:
+            data = _LENGTH.pack(len(data)) + data
+        if self.backlog:
+            self.backlog.append(data)
+            return self.flush()
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, BrokenPipeError, ConnectionError):
+            sent = 0
+        if sent < len(data):
+            self.backlog.append(data[sent:])
+            return False
+        return True
 
     def flush(self) -> bool:
         """Send what was kept; whether nothing is left."""

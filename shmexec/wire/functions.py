@@ -60,6 +60,12 @@ _known: weakref.WeakKeyDictionary[
     Callable[..., object], tuple[tuple[object, ...], FunctionRef]
 ] = weakref.WeakKeyDictionary()
 
+_named: dict[
+    Callable[..., object],
+    tuple[dict[str, object], str, str, types.ModuleType, FunctionRef],
+] = {}
+_DESCRIBED = frozenset({types.FunctionType, types.BuiltinFunctionType, type})
+
 
 def describe(fn: Callable[..., object]) -> FunctionRef:
     """How this function shall travel.
@@ -67,11 +73,19 @@ def describe(fn: Callable[..., object]) -> FunctionRef:
     Raises:
         Exception: If its pickling does.
     """
-    if type(fn) not in {types.FunctionType, types.BuiltinFunctionType, type}:
+    if type(fn) not in _DESCRIBED:
         return IN_PAYLOAD
+    named = _named.get(fn)
+    if named is not None:
+        names, attribute, module_name, module, ref = named
+        # Still what its name says, and the module the one that will be found?
+        if names.get(attribute) is fn and sys.modules.get(module_name) is module:
+            return ref
     name = importable_name(fn)
-    if name is not None:
-        return FunctionRef(name)
+    return _by_value(fn) if name is None else _by_name(fn, FunctionRef(name))
+
+
+def _by_value(fn: Callable[..., object]) -> FunctionRef:
     if type(fn) is not types.FunctionType:
         return IN_PAYLOAD
     seen = _fingerprint(fn)
@@ -90,6 +104,16 @@ def describe(fn: Callable[..., object]) -> FunctionRef:
         digest = hashlib.blake2b(pickled, digest_size=16).digest()
         ref = FunctionRef(_BY_DIGEST + digest, pickled)
     _known[fn] = seen, ref
+    return ref
+
+
+def _by_name(fn: Callable[..., object], ref: FunctionRef) -> FunctionRef:
+    """Note where a function is found by its name, if that is easily checked again."""
+    module = sys.modules[fn.__module__]
+    if type(module) is types.ModuleType and vars(module).get(fn.__qualname__) is fn:
+        if len(_named) >= KEPT_AT_MOST:
+            _named.clear()
+        _named[fn] = vars(module), fn.__qualname__, fn.__module__, module, ref
     return ref
 
 

@@ -90,7 +90,35 @@ class MalformedMessage(ValueError):
 
 _HEADER = struct.Struct("<BBHHHIQqdI")
 _REF = struct.Struct("<QIQQB")
+_HEADER_SIZE, _REF_SIZE = _HEADER.size, _REF.size
 _MAGIC = 0xA5
+
+
+def encode_plain(
+    kind: int,
+    request: int,
+    generation: int,
+    number: int,
+    seconds: float,
+    key: bytes,
+    payload: bytes,
+) -> bytes:
+    """As :func:`encode`, for the many messages that have neither refs nor leases.
+
+    Raises:
+        ValueError: If it would be larger than :data:`LARGEST`.
+    """
+    size = len(payload)
+    if size > LARGEST - _HEADER.size - len(key):
+        msg = f"a message with a payload of {size} bytes is larger than {LARGEST}"
+        raise ValueError(msg)
+    return (
+        _HEADER.pack(
+            _MAGIC, kind, 0, 0, len(key), generation, request, number, seconds, size
+        )
+        + key
+        + payload
+    )
 
 
 def encode(message: Message) -> bytes:
@@ -157,15 +185,15 @@ def decode(data: bytes) -> Message:
         ) = _HEADER.unpack_from(data)
     except struct.error as error:
         raise MalformedMessage(str(error)) from None
-    refs_at = _HEADER.size
-    leases_at = refs_at + n_refs * _REF.size
+    refs_at = _HEADER_SIZE
+    leases_at = refs_at + n_refs * _REF_SIZE
     key_at = leases_at + n_leases * 8
     payload_at = key_at + n_key
     spilled = kind & 0x80
     if (
         magic != _MAGIC
         or payload_at + size != len(data)
-        or not 1 <= kind & 0x7F <= Kind.RETURNED
+        or not 1 <= kind & 0x7F <= _LAST_KIND
         or (spilled and not n_refs)
     ):
         msg = f"{len(data)} bytes that are no message (kind {kind}, magic {magic})"
@@ -191,6 +219,7 @@ def decode(data: bytes) -> Message:
 
 
 _KINDS = {int(kind): kind for kind in Kind}
+_LAST_KIND = max(_KINDS)
 
 
 def in_batches(numbers: Iterable[int]) -> Iterable[tuple[int, ...]]:

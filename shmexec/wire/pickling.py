@@ -13,7 +13,7 @@ import math
 import pickle
 import sys
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, cast
 
@@ -110,6 +110,20 @@ class PlacedArray:
 
 AnySource = Source | PlacedSource
 
+_ATOMS = frozenset(
+    {type(None), bool, int, float, str, bytes}
+    | {np.bool_, np.float64, np.float32, np.int64, np.int32, np.uint8}
+)
+"""Types of which each object is pickled well by the plain pickler."""
+
+_CONTAINERS = frozenset({tuple, list, dict})
+
+_PLAIN_AT_MOST = 32
+"""Items of a container that is looked through before pickling; more are not worth it."""
+
+_CODES = {np.dtype(code): np.dtype(code).str for code in "?bBhHiIlLqQefdgFDG"}
+"""Short names of dtypes; a dtype's own pickle costs more than a small array's."""
+
 _KEPT_CLASSES: dict[type, None] = {}
 """Classes that went to workers by value; kept, since results refer to them by id."""
 
@@ -162,6 +176,8 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         """Arrays and classes our way, all else as cloudpickle does."""
+        if obj is rebuild_array:
+            return "rebuild_array"  # known to be importable
         if isinstance(obj, np.ndarray):
             return self._reduce_array(obj)
         if type(obj) is FileArray:
@@ -209,7 +225,7 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
         flags = array.flags
         order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
         hole = self.buffers.hole(ArraySource(array, order))
-        return rebuild_array, (hole, array.dtype, array.shape, order, cls)
+        return rebuild_array, (hole, _code(array.dtype), array.shape, order, cls)
 
 
 class ReplyPickler(CallPickler):
@@ -233,7 +249,15 @@ class ReplyPickler(CallPickler):
 
 
 def _in_band(array: np.ndarray, cls: type) -> Any:
-    if cls is np.memmap or (cls is np.ndarray and not array.flags.writeable):
+    """A small array, or one that no block can hold, as part of the pickle."""
+    if cls is not np.ndarray and cls is not np.memmap:
+        return NotImplemented
+    code = _code(array.dtype)
+    if type(code) is str and array.nbytes < INLINE_LIMIT:
+        order = "F" if array.flags.fnc else "C"
+        data = bytearray(array.tobytes(cast("Any", order)))
+        return rebuild_array, (data, code, array.shape, order, None)
+    if cls is np.memmap or not array.flags.writeable:
         # In band, a read-only buffer would come out read-only.
         return np.array(array, subok=False).__reduce_ex__(5)
     return NotImplemented
@@ -243,6 +267,10 @@ def _is_masked(cls: type) -> bool:
     # Asking for np.ma would import it, which takes as long as a worker's start.
     ma: Any = sys.modules.get("numpy.ma")
     return ma is not None and cls is ma.MaskedArray
+
+
+def _code(dtype: np.dtype) -> np.dtype | str:
+    return _CODES.get(dtype, dtype) if dtype.metadata is None else dtype
 
 
 def _masked_parts(masked: Any) -> Any:
@@ -264,7 +292,7 @@ def _pickles_like_ndarray(cls: type) -> bool:
 
 def rebuild_array(
     buffer: Any,
-    dtype: np.dtype,
+    dtype: np.dtype | str,
     shape: tuple[int, ...],
     order: str,
     cls: type[np.ndarray] | None,
@@ -330,6 +358,8 @@ def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
     Raises:
         Exception: Whatever pickling it raises.
     """
+    if type(obj) in _ATOMS or (type(obj) in _CONTAINERS and _is_plain((obj,))):
+        return Pickled(pickle.dumps(obj, 5), [])
     file = io.BytesIO()
     pickling = pickler(file)
     pickling.dump(obj)
@@ -337,6 +367,36 @@ def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
     payload = file.getbuffer() if size >= INLINE_LIMIT else file.getvalue()
     buffers = pickling.buffers
     return Pickled(payload, buffers.sources, buffers.in_files)
+
+
+def dump_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pickled:
+    """As :func:`dump` of both."""
+    if not kwargs and _ATOMS.issuperset(map(type, args)):
+        return Pickled(pickle.dumps((args, {}), 5), [])
+    return dump((args, kwargs))
+
+
+def _is_plain(values: Collection[Any], depth: int = 4) -> bool:
+    """Whether these are small, and of such types that the plain pickler does it right.
+
+    It is several times faster to set up, and knows nothing of functions and classes that
+    must go by value, nor of buffers.
+    """
+    if _ATOMS.issuperset(map(type, values)):
+        return True
+    if depth == 0:
+        return False
+    for value in values:
+        kind = type(value)
+        if kind in _ATOMS:
+            continue
+        if kind not in _CONTAINERS or len(value) > _PLAIN_AT_MOST:
+            return False
+        if kind is dict and not _ATOMS.issuperset(map(type, value)):
+            return False
+        if not _is_plain(value.values() if kind is dict else value, depth - 1):
+            return False
+    return True
 
 
 def load(payload: Any, buffers: Iterable[np.ndarray]) -> Any:

@@ -24,7 +24,14 @@ from shmexec.errors import SerializationError
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import functions
 from shmexec.wire.channel import Receiver, send_blocking
-from shmexec.wire.messages import Kind, Message, decode, encode, in_batches
+from shmexec.wire.messages import (
+    Kind,
+    Message,
+    decode,
+    encode,
+    encode_plain,
+    in_batches,
+)
 from shmexec.wire.pickling import Pickled, ReplyPickler, Source, dump, explain, load
 from shmexec.worker.handover import place_all
 from shmexec.worker.memory import WorkerMemory
@@ -103,7 +110,8 @@ class _Worker:
     def _handle(self, message: Message) -> None:
         kind = message.kind
         if kind is Kind.CALL:
-            self._memory.free(message.leases)
+            if message.leases:
+                self._memory.free(message.leases)
             if message.request:
                 self._call(message)
             else:
@@ -127,12 +135,26 @@ class _Worker:
         seconds = perf_counter() - started
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
-        reply = self._place(message, kind, pickled, seconds)
+        reply = None
+        if pickled.sources or len(pickled.payload) >= INLINE_LIMIT:
+            reply = self._place(message, kind, pickled, seconds)
+        payload = bytes(pickled.payload) if reply is None else b""
+        # The sources hold the result; with it may go the last views of arguments.
         del pickled
         ended = self._memory.ended()
+        number, generation = self._memory.copied, self._config.generation
+        if reply is None and not ended:
+            request = message.request
+            self._write(
+                encode_plain(kind, request, generation, number, seconds, b"", payload)
+            )
+            return
         *others, last = [*in_batches(ended)] or [()]
         for leases in others:
             self._send(Message(Kind.RETURNED, leases=leases))
+        if reply is None:
+            reply = Message(kind, message.request, generation, number, seconds)
+            reply = reply._replace(payload=payload)
         self._send(reply._replace(leases=last))
 
     def _execute(self, message: Message) -> tuple[Kind, Pickled]:
@@ -250,7 +272,11 @@ class _Worker:
     # -- talking to the parent -----------------------------------------------------------
 
     def _send(self, message: Message) -> None:
-        data = encode(message._replace(generation=self._config.generation))
+        if not message.generation:
+            message = message._replace(generation=self._config.generation)
+        self._write(encode(message))
+
+    def _write(self, data: bytes) -> None:
         try:
             send_blocking(self._replies, data, packets=self._config.packets)
         except ConnectionError:

@@ -94,6 +94,8 @@ class WorkerMemory:
 
     def ended(self) -> list[int]:
         """Leases whose views have died since last asked."""
+        if not (self.returns.ended or self._pins):
+            return []
         if self._pins:
             self._unpin()
         pinned = self._pinned()
