@@ -392,7 +392,9 @@ class Machine:
         ]
         if self.idle_timeout is not None:
             times += [w.since + self.idle_timeout for w in self._idle.values()]
-        if self._lacking() > 0 and not self._idle and not self.broken:
+        # After a failure one starts at a time: its own fate is what is waited for.
+        trying = self._failures and self._starting
+        if self._lacking() > 0 and not (self._idle or self.broken or trying):
             times.append(self._spawn_at)
         return min(times, default=None)
 
