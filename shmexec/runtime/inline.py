@@ -12,6 +12,7 @@ from shmexec.options import CallOptions, Options
 from shmexec.runtime.calls import closed_error
 from shmexec.runtime.futures import Future
 from shmexec.stats import Stats
+from shmexec.worker.notes import note_read_only
 
 
 class InlinePool:
@@ -49,6 +50,7 @@ class InlinePool:
             future.set_result(fn(*args, **kwargs))
             self._done += 1
         except Exception as error:  # noqa: BLE001  (it belongs to the future)
+            note_read_only(error, fn, args, kwargs)
             future.set_exception(error)
             self._failed += 1
         return future

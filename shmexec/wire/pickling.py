@@ -13,8 +13,9 @@ import math
 import pickle
 import sys
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any, ClassVar, cast
 
 import cloudpickle
@@ -24,6 +25,7 @@ from cloudpickle import cloudpickle as _tracking
 from shmexec.errors import SerializationError
 from shmexec.memory.files import FileArray, in_file
 from shmexec.options import INLINE_LIMIT
+from shmexec.wire import foreign
 from shmexec.wire.messages import REFS_AT_MOST, Mode
 
 SOURCES_AT_MOST = REFS_AT_MOST - 2
@@ -78,6 +80,20 @@ class ArraySource(Source):
         if not (flags.forc and flags.aligned):
             return None
         return self._data.__array_interface__["data"][0], self.nbytes
+
+
+class StreamSource(Source):
+    """Bytes that somebody else writes."""
+
+    __slots__ = ()
+
+    def __init__(self, nbytes: int, fill: Callable[[np.ndarray], object]) -> None:
+        self._data = fill
+        self.nbytes = nbytes
+
+    def fill(self, target: np.ndarray) -> None:
+        """Copy into ``target``, ``nbytes`` of ``uint8``."""
+        self._data(target)
 
 
 class PlacedSource:
@@ -149,6 +165,14 @@ class _Buffers:
         self._placeholders[id(hole)] = source, hole
         return hole
 
+    def stream(self, nbytes: int, fill: Callable[[np.ndarray], object]) -> Any:
+        """What to pickle for bytes that ``fill`` writes to a ``uint8`` array."""
+        if nbytes < INLINE_LIMIT or len(self.sources) >= SOURCES_AT_MOST:
+            target = np.empty(nbytes, np.uint8)
+            fill(target)
+            return target.tobytes()
+        return self.hole(StreamSource(nbytes, fill))
+
     def take(self, buffer: pickle.PickleBuffer) -> bool:
         """Called for each buffer in order; true leaves it in the pickle."""
         placeholder = self._placeholders.pop(id(buffer), None)
@@ -187,6 +211,9 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
             return rebuild_array, (hole, obj.dtype, obj.shape, "C", None)
         if isinstance(obj, type):
             return self._reduce_class(obj)
+        reduce = foreign.reducers.get(type(obj))
+        if reduce is not None:
+            return reduce(obj, self.buffers)
         return super().reducer_override(obj)
 
     def _reduce_class(self, cls: type) -> Any:
@@ -360,6 +387,7 @@ def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
     """
     if type(obj) in _ATOMS or (type(obj) in _CONTAINERS and _is_plain((obj,))):
         return Pickled(pickle.dumps(obj, 5), [])
+    foreign.look_around()
     file = io.BytesIO()
     pickling = pickler(file)
     pickling.dump(obj)
@@ -428,7 +456,7 @@ def explain(
 def _descend(path: str, value: Any, inside: tuple[Any, ...]) -> tuple[str, Any]:
     if len(inside) < _DEPTH:
         inside = (*inside, value)
-        for name, child in _children(path, value):
+        for name, child in children(path, value):
             if not any(child is each for each in inside) and _fails(child):
                 return _descend(name, child, inside)
     return path, value
@@ -442,15 +470,20 @@ def _fails(value: Any) -> bool:
     return False
 
 
-def _children(path: str, value: Any) -> Iterable[tuple[str, Any]]:
+def children(path: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """What an object is made of, each with the path to it."""
     found: list[tuple[str, Any]] = []
+    items: Any
     if isinstance(value, Mapping):
-        found += [(f"{path}[{key!r}]", item) for key, item in value.items()]
-        found += [(f"key {key!r} of {path}", key) for key in value]
+        items = list(islice(value.items(), _CHILDREN))
+        found += [(f"{path}[{key!r}]", item) for key, item in items]
+        found += [(f"key {key!r} of {path}", key) for key, _ in items]
     elif isinstance(value, (list, tuple)):
-        found += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        items = islice(enumerate(value), _CHILDREN)
+        found += [(f"{path}[{index}]", item) for index, item in items]
     elif isinstance(value, (set, frozenset)):
-        found += [(f"element of {path}", item) for item in value]
+        items = islice(value, _CHILDREN)
+        found += [(f"element of {path}", item) for item in items]
     elif is_dataclass(value) and not isinstance(value, type):
         found += [
             (f"{path}.{f.name}", getattr(value, f.name, None)) for f in fields(value)

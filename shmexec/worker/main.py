@@ -35,6 +35,7 @@ from shmexec.wire.messages import (
 from shmexec.wire.pickling import Pickled, ReplyPickler, Source, dump, explain, load
 from shmexec.worker.handover import place_all
 from shmexec.worker.memory import WorkerMemory
+from shmexec.worker.notes import note_read_only
 from shmexec.worker.setup import MARK_BYTES, Inherited, WorkerConfig, prepare
 
 
@@ -159,10 +160,13 @@ class _Worker:
 
     def _execute(self, message: Message) -> tuple[Kind, Pickled]:
         """Run the call and pickle what came of it; its arguments die on return."""
+        called: tuple[Callable[..., Any], Any, Any] | None = None
         try:
-            fn, args, kwargs = self._unpack(message)
+            fn, args, kwargs = called = self._unpack(message)
             result = self._run(fn, args, kwargs, births=bool(message.request))
         except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
+            if called:
+                note_read_only(error, *called)
             return Kind.ERROR, pickle_error(error, skip=1)
         if not message.request:
             result = None  # an initializer's: nobody asked for it

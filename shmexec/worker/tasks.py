@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmexec.worker.notes import note_read_only
+
 
 def run_chunk(fn: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Any:
     """Call ``fn`` for each item; (results, None), or the results before an error, and it."""
@@ -17,6 +19,7 @@ def run_chunk(fn: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Any:
         try:
             results.append(fn(*item))
         except Exception as error:  # noqa: BLE001  (it is part of the answer)
+            note_read_only(error, fn, item, {})
             return results, bytes(pickle_error(error, skip=1).payload)
     return results, None
 
@@ -49,13 +52,15 @@ def run_batch(
             shape and dtype of the target.
     """
     place = np.empty(*target) if isinstance(target, Blank) else target
-    if place is None or not passes_out:
-        result = fn(*parts)
-    else:
-        result = fn(*parts, out=place)
-        if result is None:
-            msg = "the function was called with out= and returned None: return out"
-            raise ValueError(msg)
+    given = {"out": place} if passes_out and place is not None else {}
+    try:
+        result = fn(*parts, **given)
+    except ValueError as error:
+        note_read_only(error, fn, parts, given)
+        raise
+    if result is None and given:
+        msg = "the function was called with out= and returned None: return out"
+        raise ValueError(msg)
     if result is not place:
         result = np.asanyarray(result)
         _check_rows(result, rows)
