@@ -95,6 +95,9 @@ class StreamSource(Source):
         """Copy into ``target``, ``nbytes`` of ``uint8``."""
         self._data(target)
 
+    def span(self) -> None:
+        """They lie nowhere yet."""
+
 
 class PlacedSource:
     """Bytes that already lie in a leased block: passed by reference."""
