@@ -207,17 +207,14 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
             return "rebuild_array"  # known to be importable
         if isinstance(obj, np.ndarray):
             return self._reduce_array(obj)
-        if type(obj) is FileArray:
-            return self._file_parts(obj, None)
-        if type(obj) is PlacedArray:
-            hole = self.buffers.hole(obj.source)
-            return rebuild_array, (hole, obj.dtype, obj.shape, "C", None)
+        if type(obj) is FileArray or type(obj) is PlacedArray:
+            return self._reduce_place(obj)
         if isinstance(obj, type):
             return self._reduce_class(obj)
         reduce = foreign.reducers.get(type(obj))
-        if reduce is not None:
-            return reduce(obj, self.buffers)
-        return super().reducer_override(obj)
+        if reduce is None:
+            return super().reducer_override(obj)
+        return reduce(obj, self.buffers)
 
     def _reduce_class(self, cls: type) -> Any:
         reduced = super().reducer_override(cls)
@@ -246,6 +243,12 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
         if like_plain:
             return self._array_parts(array.view(np.ndarray), cls)
         return NotImplemented
+
+    def _reduce_place(self, place: FileArray | PlacedArray) -> Any:
+        if isinstance(place, FileArray):
+            return self._file_parts(place, None)
+        hole = self.buffers.hole(place.source)
+        return rebuild_array, (hole, place.dtype, place.shape, "C", None)
 
     def _file_parts(self, file: FileArray, cls: type | None) -> Any:
         self.buffers.in_files += file.dtype.itemsize * math.prod(file.shape)
