@@ -17,6 +17,12 @@ _HOME = {
     "ForkPerCallExecutor": "shmexec.forkpercall",
     "Stats": "shmexec.stats",
     "WorkerStats": "shmexec.stats",
+    "asarray": "shmexec.sharing",
+    "empty": "shmexec.sharing",
+    "empty_like": "shmexec.sharing",
+    "full": "shmexec.sharing",
+    "share": "shmexec.sharing",
+    "zeros": "shmexec.sharing",
 }
 
 __all__ = [
@@ -37,6 +43,12 @@ __all__ = [
     "WorkerDied",
     "WorkerStats",
     "__version__",
+    "asarray",
+    "empty",
+    "empty_like",
+    "full",
+    "share",
+    "zeros",
 ]
 
 if TYPE_CHECKING:
@@ -56,6 +68,7 @@ if TYPE_CHECKING:
     from shmexec.executor import Executor
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.runtime.futures import Future
+    from shmexec.sharing import asarray, empty, empty_like, full, share, zeros
     from shmexec.stats import Stats, WorkerStats
 
 

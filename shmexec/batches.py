@@ -18,6 +18,7 @@ import numpy as np
 
 from shmexec.deadline import Deadline
 from shmexec.memory.files import FileArray, in_file
+from shmexec.memory.views import loan_of
 from shmexec.options import CallOptions, positive_int
 from shmexec.runtime.calls import rebuild_error
 from shmexec.runtime.futures import Future
@@ -59,6 +60,9 @@ class Backend(Protocol):
 
     def bytes_of(self, block: Any) -> np.ndarray:
         """Its bytes."""
+
+    def count_copied(self, nbytes: int) -> None:
+        """Note that bytes of an argument were copied into a block."""
 
     def give_back(self, block: Any) -> None:
         """Let the block go."""
@@ -319,14 +323,21 @@ class _Input:
         self._block: Any = None
         self._array = array
         plain = type(array) in {np.ndarray, np.memmap} and not array.dtype.hasobject
-        if plain and array.nbytes and in_file(array) is None:
+        loan = loan_of(array)
+        if loan is not None and loan.mode == "r+":
+            # Shared as it is; but batches are promised to be read-only.
+            self._array = array = array.view()
+            array.flags.writeable = False
+        shared = loan is not None and loan.mode and not array.flags.writeable
+        if plain and array.nbytes and not shared and in_file(array) is None:
             self._block = backend.place(array.nbytes)
         if self._block is not None:
             data = backend.bytes_of(self._block)
             np.copyto(np.ndarray(array.shape, array.dtype, data.data), array)
+            backend.count_copied(array.nbytes)
 
     def rows(self, start: int, stop: int) -> Any:
-        """What to send for these rows."""
+        """What to send for these rows; of a shared array, they go by reference."""
         if self._block is not None:
             return placed_rows(self._block, self._array, start, stop, Mode.SHARED)
         return self._array[start:stop]
@@ -343,10 +354,8 @@ def placed_rows(
 ) -> PlacedArray:
     """Rows of an array that lies, C-contiguous, in a block."""
     stride = row_bytes(array)
-    arena, offset = block.key
-    source = PlacedSource(
-        arena, offset, offset + start * stride, (stop - start) * stride, mode
-    )
+    place = block.key[1] + start * stride
+    source = PlacedSource(block.key, place, (stop - start) * stride, mode)
     return PlacedArray(source, array.dtype, (stop - start, *array.shape[1:]))
 
 

@@ -37,11 +37,18 @@ class Stats:
     worker_deaths: int
     """Workers that ended without being asked to."""
     bytes_copied_in: int
-    """Bytes of arguments copied into shared memory by this process."""
+    """Bytes of arguments copied into shared memory by this process. What ``share`` copies
+    is no argument."""
     bytes_copied_out: int
     """Bytes of results that workers copied into shared memory."""
     bytes_by_reference: int
     """Bytes of arguments that were passed by reference, not copied."""
+    blocks_recycled: int
+    """Blocks of shared memory for arguments, results and, with the native part, arrays
+    made in calls, that took memory which was in use before."""
+    blocks_faulted: int
+    """Such blocks that took new memory, some of it at least: they cost several times as
+    much."""
     shared_memory_used: int
     """Bytes of the budget in use: live blocks here, and the workers' quotas."""
     shared_memory_budget: int

@@ -28,9 +28,13 @@ from shmexec.memory.arena import Arena
 from shmexec.memory.budget import Budget
 from shmexec.memory.leases import BlockKey, Ledger
 from shmexec.memory.segment import Kind, Segment
-from shmexec.memory.views import Returns, lend
+from shmexec.memory.views import Loan, Returns, lend
 
 HOST = "host"
+"""Holder of the leases of this program's own arrays."""
+
+SHARED = "shared"
+"""Account of the arrays that are shared: of the process, whatever executors it has."""
 
 
 class Block(NamedTuple):
@@ -39,6 +43,8 @@ class Block(NamedTuple):
     key: BlockKey
     lease: int
     nbytes: int
+    faulted: bool = False
+    """Whether it took memory that was not in use before."""
 
 
 @dataclass(slots=True)
@@ -55,6 +61,10 @@ class WorkerArena:
     live: dict[int, int] = field(default_factory=dict)
     frees: deque[int] = field(default_factory=deque)
     alive: bool = True
+    visited: set[int] = field(default_factory=set)
+    """Arenas of other workers that this one was given."""
+    gone: deque[int] = field(default_factory=deque)
+    """Those among them that are no more: it is to forget them."""
 
     @property
     def slack(self) -> int:
@@ -81,6 +91,7 @@ class Host:
         self.returns = Returns()
         self.ledger = Ledger()
         self.budget = Budget(budget)
+        self.budget.open(SHARED)
         self.forked = False
         self._pokes: tuple[Callable[[], object], ...] = ()
         self.returns.poke = self._poke
@@ -93,8 +104,12 @@ class Host:
 
     # -- blocks of this process ------------------------------------------------------
 
-    def allocate(self, account: Hashable, nbytes: int, holder: Hashable) -> Block:
+    def allocate(
+        self, account: Hashable, nbytes: int, holder: Hashable, *, clear: bool = False
+    ) -> Block:
         """A block of the parent's arena, committed, leased to ``holder``.
+
+        Its bytes are of any value, or zero if they are to be ``clear``.
 
         Raises:
             SharedMemoryFull: If the account or the machine has no room for it now.
@@ -122,7 +137,17 @@ class Host:
         if fresh:
             with self.lock:
                 self.arena.blocks.mark_committed(offset, size)
-        return Block(key, lease, nbytes)
+        if clear:
+            self._clear(offset, nbytes, fresh)
+        return Block(key, lease, nbytes, bool(fresh))
+
+    def _clear(self, offset: int, nbytes: int, fresh: list[tuple[int, int]]) -> None:
+        """Zero what was used before; pages that are fresh are zero."""
+        end = offset + nbytes
+        for start, length in [*fresh, (end, 0)]:
+            if offset < start:
+                self.arena.segment.part(offset, start - offset)[:] = 0
+            offset = min(start + length, end)
 
     def bytes_of(self, block: Block) -> np.ndarray:
         """The bytes of a block of this process, writable, for as long as it is leased.
@@ -133,14 +158,9 @@ class Host:
 
     def view(self, block: Block, *, readonly: bool = False) -> np.ndarray:
         """The bytes of a block; its lease ends when the last view of them dies."""
-        return lend(
-            self.arena.segment,
-            block.key[1],
-            block.nbytes,
-            block.lease,
-            self.returns,
-            readonly=readonly,
-        )
+        place = (*block.key, block.nbytes)
+        segment = self.arena.segment
+        return lend(segment, place, block.lease, self.returns, readonly=readonly)
 
     def _full(self, account: Hashable, needed: int, why: str = "") -> SharedMemoryFull:
         limit = self.budget.limit(account)
@@ -174,6 +194,12 @@ class Host:
     def lease(self, key: BlockKey, holder: Hashable) -> int:
         """One lease more on a block that has one already. The caller holds the lock."""
         return self.ledger.lease(key, holder)
+
+    def lease_too(self, loan: Loan, holder: Hashable) -> Block:
+        """One lease more on the block of a living loan. The caller holds the lock."""
+        key = self.ledger.block_of(loan.lease)
+        assert key is not None, "a loan lives without a lease"
+        return Block(key, self.ledger.lease(key, holder), loan.nbytes)
 
     def release(self, leases: list[int]) -> None:
         """End leases; frees the blocks that have none left."""
@@ -218,18 +244,17 @@ class Host:
             self.budget.discharge(worker.account, nbytes)
             self.room.notify_all()
             if not worker.live:
-                del self._workers[arena]
-                worker.segment.close()
+                self._drop(worker)
 
     def _free_own(self, offset: int) -> None:
         self.budget.discharge(self._account_of.pop(offset), self.arena.free(offset))
         self.room.notify_all()
 
-    def keep(self, block: Block) -> np.ndarray:
+    def keep(self, block: Block, *, readonly: bool = False) -> np.ndarray:
         """Take a block over from its maker as an array of this program's own."""
         with self.lock:
             self.ledger.move(block.lease, HOST)
-        return self.view(block)
+        return self.view(block, readonly=readonly)
 
     # -- arenas of workers -------------------------------------------------------------
 
@@ -301,7 +326,8 @@ class Host:
                 msg = f"worker returned [{offset}, +{nbytes}) by lease {lease}, not its own"
                 raise ValueError(msg)
             self.ledger.move(lease, HOST)
-        return lend(self.arena.segment, offset, nbytes, lease, self.returns)
+        place = (self.arena.id, offset, nbytes)
+        return lend(self.arena.segment, place, lease, self.returns)
 
     def accept(self, worker: WorkerArena, offset: int, nbytes: int) -> int:
         """Take a result block over from a worker; returns the parent's lease on it.
@@ -323,7 +349,8 @@ class Host:
         self, worker: WorkerArena, offset: int, nbytes: int, lease: int
     ) -> np.ndarray:
         """The bytes of an accepted result; its lease ends with the last view."""
-        return lend(worker.segment, offset, nbytes, lease, self.returns)
+        place = (worker.id, offset, nbytes)
+        return lend(worker.segment, place, lease, self.returns)
 
     def bury(self, worker: WorkerArena, holder: Hashable) -> None:
         """A worker was reaped: end its leases, inherit its arena.
@@ -340,11 +367,28 @@ class Host:
             keep = sum(worker.live.values())
             self.budget.discharge(worker.account, max(0, worker.quota - keep))
             if not worker.live:
-                self._workers.pop(worker.id, None)
-                worker.segment.close()
+                self._drop(worker)
             else:
                 _punch_between(worker)
             self.room.notify_all()
+
+    def _drop(self, worker: WorkerArena) -> None:
+        """Let a dead worker's arena go, here and in the workers that were given it."""
+        del self._workers[worker.id]
+        worker.segment.close()
+        told = False
+        for other in self._workers.values():
+            if worker.id in other.visited:
+                other.visited.discard(worker.id)
+                other.gone.append(worker.id)
+                told = True
+        if told:
+            self._poke()  # so that pools that are idle tell theirs
+
+    def segment_of(self, arena: int) -> Segment:
+        """The segment of an arena that has a leased block."""
+        own = arena == self.arena.id
+        return self.arena.segment if own else self._workers[arena].segment
 
     # -- housekeeping ------------------------------------------------------------------
 

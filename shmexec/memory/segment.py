@@ -113,7 +113,7 @@ class Segment:
             if error.errno != errno.EINVAL:
                 raise
             # An older kernel, or none of Linux: pages come as they are touched.
-            if self.kind == "memfd":
+            if self.kind == "memfd" and self._descriptor >= 0:
                 os.posix_fallocate(self._descriptor, start, stop - start)
         self._mapped[fresh:last] = b"\x01" * (last - fresh)
 
@@ -129,6 +129,76 @@ class Segment:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+class Borrowed:
+    """Another process's segment, mapped in the ways in which it is used.
+
+    Args:
+        kind: Its kind.
+        descriptor: Is taken over.
+        size: Its bytes.
+    """
+
+    def __init__(self, kind: Kind, descriptor: int, size: int) -> None:
+        self._kind = kind
+        self._descriptor = descriptor
+        self._size = size
+        self._mapped: dict[bool, Segment] = {}
+
+    def segment(self, *, readonly: bool) -> Segment:
+        """All of it, mapped once read-only and once writable, each at first use.
+
+        Raises:
+            OSError: If it cannot be mapped.
+        """
+        found = self._mapped.get(readonly)
+        if found is None:
+            found = Segment(
+                self._kind, os.dup(self._descriptor), self._size, readonly=readonly
+            )
+            found.close()  # its owner commits its pages; the mapping is enough
+            self._mapped[readonly] = found
+        return found
+
+    def private(self, offset: int, nbytes: int) -> PrivatePages:
+        """A range of it; pages that are written to become this process's own.
+
+        Raises:
+            OSError: If it cannot be mapped.
+            ValueError: If the range is not inside.
+        """
+        if offset < 0 or nbytes < 0 or offset + nbytes > self._size:
+            msg = f"range [{offset}, +{nbytes}) lies outside of {self._size} bytes"
+            raise ValueError(msg)
+        return PrivatePages(self._descriptor, offset, nbytes, self._size)
+
+    def close(self) -> None:
+        """Let go of it. A mapping goes when its last view dies."""
+        self._mapped.clear()
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class PrivatePages:
+    """A private mapping of some of a segment's pages; ends with its last view.
+
+    Attributes:
+        address: Where the segment would begin, were all of it mapped.
+        size: Bytes of that segment.
+    """
+
+    def __init__(self, descriptor: int, offset: int, nbytes: int, size: int) -> None:
+        self.size = size
+        first = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        length = offset + max(nbytes, 1) - first
+        pages = mmap.mmap(descriptor, length, access=mmap.ACCESS_COPY, offset=first)
+        self._bytes = np.frombuffer(pages, np.uint8)
+        self.address: int = self._bytes.__array_interface__["data"][0] - first
+
+    def populate(self, offset: int, nbytes: int) -> None:
+        """Pages come as they are touched: few may be."""
 
 
 def _open(kind: Kind, size: int) -> int:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
-from shmexec.memory.segment import Segment
+from shmexec.memory.segment import PrivatePages, Segment
+
+Sharing = Literal["r", "r+", "c"]
+"""How arrays on a block are shared: read-only, writable, or copied where written."""
 
 
 class Returns:
@@ -31,55 +35,115 @@ class Returns:
 
 
 class Loan:
-    """A leased block as an object with an array interface."""
+    """A leased block as an object with an array interface.
 
-    __slots__ = ("__array_interface__", "_lease", "_returns", "_segment")
+    Attributes:
+        arena: Number of the block's arena.
+        offset: Where the bytes begin in the arena; ``nbytes`` of them. The block may begin
+            before.
+        lease: Ends with the loan.
+        address: Where they begin in this process.
+        mode: How the block is shared with workers; None if it is not. One lease of this
+            process has one loan, so this holds for all arrays on the block.
+        returns: Whose it is: one per owner of a ledger.
+    """
+
+    __slots__ = (
+        "__array_interface__",
+        "_mapping",
+        "address",
+        "arena",
+        "lease",
+        "mode",
+        "nbytes",
+        "offset",
+        "returns",
+    )
 
     def __init__(
         self,
-        segment: Segment,
-        offset: int,
-        nbytes: int,
+        mapping: Segment | PrivatePages,
+        place: tuple[int, int, int],
         lease: int,
         returns: Returns,
         *,
         readonly: bool,
     ) -> None:
+        self.arena, self.offset, self.nbytes = place
+        self.address = mapping.address + self.offset
+        self.mode: Sharing | None = None
         self.__array_interface__ = {
-            "data": (segment.address + offset, readonly),
-            "shape": (nbytes,),
+            "data": (self.address, readonly),
+            "shape": (self.nbytes,),
             "typestr": "|u1",
             "version": 3,
         }
-        self._segment = segment  # keeps the mapping
-        self._lease = lease
-        self._returns = returns
+        self._mapping = mapping  # is kept
+        self.lease = lease
+        self.returns = returns
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if finalizing():
             return
-        returns = self._returns
-        returns.ended.append(self._lease)
+        returns = self.returns
+        returns.ended.append(self.lease)
         if returns.poke is not None:
             returns.poke()
 
 
 def lend(
-    segment: Segment,
-    offset: int,
-    nbytes: int,
+    segment: Segment | PrivatePages,
+    place: tuple[int, int, int],
     lease: int,
     returns: Returns,
     *,
     readonly: bool = False,
 ) -> np.ndarray:
-    """The block as ``uint8`` array; ``returns`` is told when its last view has died.
+    """A block as ``uint8`` array; ``returns`` is told when its last view has died.
+
+    Args:
+        segment: Where it lies.
+        place: Number of the arena, offset there and length in bytes.
+        lease: What ``returns`` is told.
+        returns: Of whoever owns the lease.
+        readonly: Whether the array is to be.
 
     Raises:
         ValueError: If the range is not inside the segment (a corrupted message).
     """
+    _, offset, nbytes = place
     if offset < 0 or nbytes < 0 or offset + nbytes > segment.size:
         msg = f"block [{offset}, {offset + nbytes}) lies outside its {segment.size}"
         raise ValueError(msg)
     segment.populate(offset, nbytes)
-    return np.asarray(Loan(segment, offset, nbytes, lease, returns, readonly=readonly))
+    return np.asarray(Loan(segment, place, lease, returns, readonly=readonly))
+
+
+def loan_of(array: np.ndarray) -> Loan | None:
+    """The loan that an array, a view of a view perhaps, lies on."""
+    base: Any = array.base
+    # The second is what NumPy's stride tricks put between.
+    while isinstance(base, np.ndarray) or type(base).__name__ == "DummyArray":
+        base = base.base
+    return base if isinstance(base, Loan) else None
+
+
+def span(array: np.ndarray, loan: Loan) -> tuple[int, int, int] | None:
+    """Where an array lies in its loan's arena: its first element, and first and last byte.
+
+    Offsets in the arena, the last one past the end. None if it leaves the loan, as
+    ``as_strided`` can make it.
+    """
+    begin = array.__array_interface__["data"][0] - loan.address
+    low, high = begin, begin + array.nbytes
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        high = begin + array.itemsize
+        for length, stride in zip(array.shape, array.strides, strict=True):
+            reach = (length - 1) * stride
+            if reach < 0:
+                low += reach
+            else:
+                high += reach
+    if low < 0 or high > loan.nbytes:
+        return None
+    return begin + loan.offset, low + loan.offset, high + loan.offset

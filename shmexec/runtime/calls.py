@@ -21,6 +21,7 @@ from shmexec.errors import (
     SharedMemoryFull,
 )
 from shmexec.memory.host import Block, Host
+from shmexec.memory.views import Loan, Returns
 from shmexec.options import INLINE_LIMIT
 from shmexec.runtime.futures import Future
 from shmexec.wire.functions import FunctionRef, describe
@@ -74,6 +75,8 @@ class PackedCall:
     blocks: Sequence[Block] = ()
     copied = 0
     by_reference = 0
+    placed = 0
+    faulted = 0
 
     def __init__(self, function: FunctionRef, name: str) -> None:
         self.function = function
@@ -106,9 +109,9 @@ def pack(
     try:
         function = describe(fn)
         if function.key:
-            pickled = dump_arguments(args, kwargs)
+            pickled = dump_arguments(args, kwargs, room.returns)
         else:
-            pickled = dump((fn, args, kwargs))
+            pickled = dump((fn, args, kwargs), returns=room.returns)
     except Exception as error:
         parts = {f"args[{i}]": arg for i, arg in enumerate(args)}
         parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
@@ -144,12 +147,18 @@ def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) 
         call.payload = bytes(pickled.payload)
     for source in sources:
         if isinstance(source, PlacedSource):
-            key = (source.arena, source.block_offset)
+            key = source.block
+            if isinstance(key, Loan):
+                # The program may drop the array before the call is sent.
+                blocks.append(room.lease(key))
+                key = blocks[-1].key
             arguments.append(Argument(key, source.offset, source.nbytes, source.mode))
-            call.by_reference += source.nbytes
+            call.by_reference += source.passed
             continue
         block = room.place(source.nbytes)
         blocks.append(block)
+        call.placed += 1
+        call.faulted += block.faulted
         source.fill(room.bytes_of(block))
         call.copied += source.nbytes
         arguments.append(Argument(block.key, block.key[1], block.nbytes, mode))
@@ -170,6 +179,16 @@ class RoomMaker:
         self._reclaim = reclaim
         self._in_flight = in_flight
 
+    @property
+    def returns(self) -> Returns:
+        """Tells the arrays of this memory from others."""
+        return self._host.returns
+
+    def lease(self, loan: Loan) -> Block:
+        """A lease for a call on the block of a loan, in any arena."""
+        with self._host.lock:
+            return self._host.lease_too(loan, CALLS)
+
     def bytes_of(self, block: Block) -> np.ndarray:
         """The bytes of a block, to be filled."""
         return self._host.bytes_of(block)
@@ -179,8 +198,10 @@ class RoomMaker:
         if blocks:
             self._host.release([block.lease for block in blocks])
 
-    def place(self, nbytes: int, *, may_wait: bool = True) -> Block:
-        """A block leased to :data:`CALLS`.
+    def place(
+        self, nbytes: int, *, may_wait: bool = True, clear: bool = False
+    ) -> Block:
+        """A block leased to :data:`CALLS`, of zeros if it is to be ``clear``.
 
         Waits while calls in flight may free room, and a little if only results that
         the program still holds could.
@@ -193,7 +214,7 @@ class RoomMaker:
         deadline: Deadline | None = None
         while True:
             try:
-                return host.allocate(self._account, nbytes, CALLS)
+                return host.allocate(self._account, nbytes, CALLS, clear=clear)
             except SharedMemoryFull as error:
                 if nbytes > error.budget or not may_wait or not may_block():
                     raise

@@ -76,6 +76,10 @@ class InlinePool:
         """Nothing is shared."""
         return
 
+    def count_copied(self, nbytes: int) -> None:
+        """Never called, since nothing is placed."""
+        raise TypeError(nbytes)
+
     def bytes_of(self, block: Any) -> np.ndarray:
         """Never called, since nothing is placed."""
         raise TypeError(block)
@@ -104,6 +108,8 @@ class InlinePool:
             bytes_copied_in=0,
             bytes_copied_out=0,
             bytes_by_reference=0,
+            blocks_recycled=0,
+            blocks_faulted=0,
             shared_memory_used=0,
             shared_memory_budget=0,
             native=False,

@@ -56,6 +56,11 @@ def unregister(pool: Pool) -> None:
     _pools.discard(pool)
 
 
+def pools() -> list[Pool]:
+    """The pools of this process that have not ended."""
+    return list(_pools)
+
+
 def exiting() -> bool:
     """Whether the interpreter is ending: no call can be taken any more."""
     return _exiting

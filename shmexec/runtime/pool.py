@@ -39,6 +39,7 @@ from shmexec.wire.messages import (
     Message,
     Ref,
     decode,
+    decode_counts,
     encode,
     encode_plain,
 )
@@ -98,7 +99,7 @@ class Pool:
                     self.host.budget.raise_limit(options.max_shared_memory)
         with self.host.lock:
             self.host.budget.open(self, options.max_shared_memory)
-        self.room = RoomMaker(self.host, self, self._reclaim, self._in_flight)
+        self.room = RoomMaker(self.host, self, self.reclaim, self.in_flight)
         self.initializer: PackedCall | None = None
         self._inherited: Inherited | None = None
         if options.initializer is not None:
@@ -128,6 +129,7 @@ class Pool:
         self._whole = _Whole(self)
         self.torn: BaseException | None = None
         self._copied = [0, 0, 0]  # in, out of workers that are gone, by reference
+        self._blocks = [0, 0]  # recycled and faulted in, here and in workers now gone
         self.host.add_poke(self.leading.poke)
         lifecycle.register(self)
 
@@ -177,6 +179,8 @@ class Pool:
                 self._calls[number] = call
                 self._copied[0] += call.copied
                 self._copied[2] += call.by_reference
+                if call.placed:
+                    self._count_blocks(call.placed - call.faulted, call.faulted)
                 call.timeout = timeout = options.timeout
                 self._handle(
                     r.Submitted(
@@ -208,6 +212,10 @@ class Pool:
             "Mend the cause and make a new executor",
             reasons,
         )
+
+    def _count_blocks(self, recycled: int, faulted: int) -> None:
+        self._blocks[0] += recycled
+        self._blocks[1] += faulted
 
     def cancel(self, number: int, *, running: bool) -> bool:
         """Drop a pending call whose future is cancelled, or stop a running one."""
@@ -254,9 +262,17 @@ class Pool:
     def place(self, nbytes: int) -> Block | None:
         """A block for arrays of several calls; None if there is no room now."""
         try:
-            return self.room.place(nbytes, may_wait=False)
+            block = self.room.place(nbytes, may_wait=False)
         except SharedMemoryFull:
             return None
+        with self._lock:
+            self._count_blocks(not block.faulted, block.faulted)
+        return block
+
+    def count_copied(self, nbytes: int) -> None:
+        """Note that so many bytes were copied into a block that :meth:`place` gave."""
+        with self._lock:
+            self._copied[0] += nbytes
 
     def bytes_of(self, block: Block) -> np.ndarray:
         """Its bytes, writable."""
@@ -313,7 +329,29 @@ class Pool:
             self._forget(call.number)
             self._events.append(r.Finished(call.number, handle.number, ok=False))
             return
+        error = self._give_arenas(call, handle)
+        if error is not None:
+            self._forget(call.number)
+            self._outcomes[call.number] = Outcome(call, None, error=error)
+            self._events.append(r.Finished(call.number, handle.number, ok=False))
+            return
         self._tell_call(call, handle, call.number)
+
+    def _give_arenas(self, call: PackedCall, handle: WorkerHandle) -> OSError | None:
+        """Have a worker know the arenas that a call refers to; why it cannot."""
+        for argument in call.arguments:
+            arena = argument.key[0]
+            if arena not in handle.arenas:
+                try:
+                    handle.send_arena(arena)
+                except OSError as error:
+                    return OSError(
+                        error.errno,
+                        f"call {call.number} of {call.name}: worker {handle.number} "
+                        "could not be given the memory of a shared array: "
+                        f"{error.strerror}. Submit it again, or with a copy of the array",
+                    )
+        return None
 
     def _tell_call(self, call: PackedCall, handle: WorkerHandle, request: int) -> None:
         function = call.function
@@ -468,6 +506,8 @@ class Pool:
             self.host.returned(
                 handle.arena, message.number, all_it_can=bool(message.request)
             )
+        elif kind is Kind.FORGET:
+            handle.arena.visited.discard(message.number)
 
     def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
         kind, number = message.kind, message.request
@@ -479,6 +519,8 @@ class Pool:
         refs = message.refs
         views = tuple([self._accept(handle, ref) for ref in refs]) if refs else ()
         handle.copied_out = message.number
+        if message.key:
+            handle.blocks = decode_counts(message.key)
         handle.arena.kept = 0
         handle.request = 0
         warning, handle.warning = handle.warning, ""
@@ -517,6 +559,7 @@ class Pool:
         if handle.number in self._machine.workers:
             self._handle(r.WorkerDead(handle.number, reason, not_begun))
         self._copied[1] += handle.copied_out
+        self._count_blocks(*handle.blocks)
         for number in (
             descriptor,
             handle.process.sentinel,
@@ -581,11 +624,13 @@ class Pool:
             asked = asked or (handle.trimming and now() < handle.trim_until)
         return asked
 
-    def _reclaim(self) -> bool:
+    def reclaim(self) -> bool:
+        """Ask idle workers for quota they do not need; whether answers are due."""
         with self._lock:
             return self._start_reclaim()
 
-    def _in_flight(self) -> bool:
+    def in_flight(self) -> bool:
+        """Whether calls pend or run, whose end may give memory back."""
         return bool(self._calls)
 
     # -- for whoever leads -------------------------------------------------------------
@@ -661,6 +706,8 @@ class Pool:
             self._by_descriptor[descriptor] = handle
             self.leading.poller.add(descriptor, READ)
         if self.initializer is not None:
+            if self._give_arenas(self.initializer, handle) is not None:
+                handle.kill()
             self._tell_call(self.initializer, handle, 0)
         worker = self._machine.workers.get(handle.number)
         if worker is not None and worker.state is r.WorkerState.DRAINING:
@@ -760,6 +807,8 @@ class Pool:
                 for worker in machine.workers.values()
             )
             out = self._copied[1] + sum(w.copied_out for w in self._workers.values())
+            counts = (self._blocks, *(w.blocks for w in self._workers.values()))
+            blocks = [sum(each) for each in zip(*counts, strict=True)]
             with self.host.lock:
                 used = self.host.budget.used(self)
                 budget = 0 if self._gone.is_set() else self.host.budget.limit(self)
@@ -777,6 +826,8 @@ class Pool:
                 bytes_copied_in=self._copied[0],
                 bytes_copied_out=out,
                 bytes_by_reference=self._copied[2],
+                blocks_recycled=blocks[0],
+                blocks_faulted=blocks[1],
                 shared_memory_used=used,
                 shared_memory_budget=budget,
                 native=self.options.native and native.is_built(),

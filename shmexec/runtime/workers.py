@@ -15,7 +15,7 @@ from shmexec.memory.host import Host
 from shmexec.options import Options
 from shmexec.runtime import lifecycle
 from shmexec.runtime.processes import WorkerProcess
-from shmexec.wire.channel import Framer, Sender, pair
+from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
 from shmexec.wire.functions import KEPT_AT_MOST, FunctionRef, is_digest
 from shmexec.wire.messages import Kind, Message, encode, in_batches
 from shmexec.worker.setup import (
@@ -55,6 +55,7 @@ class WorkerHandle:
         self.memory: int | None = None
         self.exitcode: int | None = None
         self.copied_out = 0
+        self.blocks = (0, 0)
         self.warning = ""
         self._known: OrderedDict[bytes, None] = OrderedDict()
         packets = options.segment == "memfd" and sys.platform == "linux"
@@ -62,6 +63,7 @@ class WorkerHandle:
         self._lifeline = self._fault_log = -1
         self._sockets: list[socket.socket] = []
         self.arena = host.new_worker_arena(account)
+        self.arena.visited |= {host.arena.id, self.arena.id}
         lifecycle.opening.add(self)
         try:
             self._open(options, packets=packets, inherited=inherited)
@@ -76,7 +78,8 @@ class WorkerHandle:
     ) -> None:
         requests, requests_end = pair(packets=packets)
         self.replies, replies_end = pair(packets=packets)
-        self._sockets += [requests, self.replies]
+        self._arenas, arenas_end = pair(packets=packets)
+        self._sockets += [requests, self.replies, self._arenas]
         self.replies.setblocking(False)
         self.sender = Sender(requests, packets=packets)
         self.framer = None if packets else Framer()
@@ -89,6 +92,7 @@ class WorkerHandle:
                 packets=packets,
                 requests=requests_end,
                 replies=replies_end,
+                arenas=arenas_end,
                 lifeline=lifeline,
                 inherited=inherited,
             )
@@ -108,6 +112,7 @@ class WorkerHandle:
             os.close(lifeline)
             requests_end.close()
             replies_end.close()
+            arenas_end.close()
 
     def _config(
         self,
@@ -116,6 +121,7 @@ class WorkerHandle:
         packets: bool,
         requests: socket.socket,
         replies: socket.socket,
+        arenas: socket.socket,
         lifeline: int,
         inherited: Inherited | None,
     ) -> WorkerConfig:
@@ -132,6 +138,7 @@ class WorkerHandle:
             own_size=self.arena.segment.size,
             requests=PassedDescriptor(requests.fileno()),
             replies=PassedDescriptor(replies.fileno()),
+            arenas=PassedDescriptor(arenas.fileno()),
             parent_segment=PassedDescriptor(own.segment.descriptor),
             own_segment=PassedDescriptor(self.arena.segment.descriptor),
             fault_log=PassedDescriptor(self._fault_log),
@@ -144,6 +151,11 @@ class WorkerHandle:
             path=list(sys.path),
             folder=_folder(),
         )
+
+    @property
+    def arenas(self) -> set[int]:
+        """Those that the worker knows."""
+        return self.arena.visited
 
     # -- messages ------------------------------------------------------------------------
 
@@ -166,17 +178,44 @@ class WorkerHandle:
             oldest, _ = self._known.popitem(last=False)
             self.send(Message(Kind.DEFINE, key=oldest))
 
+    def send_arena(self, arena: int) -> None:
+        """Give the worker the memory of another one, before a call that refers to it.
+
+        The descriptor goes first, on a socket of its own; then the message that it is
+        there. So the worker need not wait for it, and this end never waits either: if
+        the worker is stopped and the socket full, this raises. If the worker is dead,
+        nothing is lost: its calls are recovered as ever.
+
+        Raises:
+            OSError: If the descriptor cannot be sent; the worker is told nothing then.
+        """
+        segment = self.host.segment_of(arena)
+        try:
+            send_descriptor(self._arenas, arena, segment.descriptor)
+        except ConnectionError:
+            return
+        self.arena.visited.add(arena)
+        self.send(Message(Kind.ARENA, arena, number=segment.size))
+
     def take_frees(self, at_most: int) -> tuple[int, ...]:
         """Offsets of results that are no longer used, to be told to the worker."""
         frees = self.arena.frees
         return tuple(frees.popleft() for _ in range(min(at_most, len(frees))))
 
     def flush_frees(self) -> None:
-        """Tell the worker at once which results are no longer used."""
+        """Tell the worker at once which results and arenas are no longer used."""
+        self.send_gone()
         frees = self.arena.frees
         if frees:
             for offsets in in_batches(self.take_frees(len(frees))):
                 self.send(Message(Kind.FREE, leases=offsets))
+
+    def send_gone(self) -> None:
+        """Tell the worker which arenas of others are gone, so that it unmaps them."""
+        gone = self.arena.gone
+        if gone:
+            for arenas in in_batches([gone.popleft() for _ in range(len(gone))]):
+                self.send(Message(Kind.FORGET, leases=arenas))
 
     def call_not_begun(self) -> bool:
         """Whether the worker never began its last call; once it is dead.

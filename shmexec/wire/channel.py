@@ -131,6 +131,39 @@ class Receiver:
         return self._ready.popleft()
 
 
+_TAG = struct.Struct("<Q")
+
+
+def send_descriptor(sock: socket.socket, tag: int, descriptor: int) -> None:
+    """Send a descriptor under a number, without waiting.
+
+    Raises:
+        OSError: If the peer has not taken those before, or the system has no room.
+    """
+    socket.send_fds(sock, [_TAG.pack(tag)], [descriptor], socket.MSG_DONTWAIT)
+
+
+def receive_descriptor(sock: socket.socket, tag: int) -> int | None:
+    """The descriptor that was sent under a number; None if it did not arrive.
+
+    Does not wait: to be called when the sender has said, on another way, that it sent
+    it. One sent before that nobody asked for is closed.
+    """
+    flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(sock, _TAG.size, 1, flags)
+        except (BlockingIOError, ConnectionError):
+            return None
+        if len(data) == _TAG.size and _TAG.unpack(data)[0] == tag:
+            # None came along if this process may have no more of them.
+            return descriptors[0] if descriptors else None
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if not data:
+            return None
+
+
 def send_blocking(sock: socket.socket, data: bytes, *, packets: bool) -> None:
     """The worker's way to write one message."""
     sock.sendall(data if packets else _LENGTH.pack(len(data)) + data)

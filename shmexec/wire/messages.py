@@ -35,6 +35,8 @@ class Kind(IntEnum):
     WANT = 11  # worker: `number` bytes of quota, for a result of `request` bytes;
     #            with 0 for arrays of calls to come, to be answered at once
     RETURNED = 12  # worker: gave `number` bytes of quota back; ended these leases
+    ARENA = 13  # parent: arena `request` has `number` bytes; its descriptor came aside
+    FORGET = 14  # parent: these arenas are gone; worker: `number` did not arrive
 
 
 class Mode(IntEnum):
@@ -44,6 +46,7 @@ class Mode(IntEnum):
     SHARED = 1  # read-only
     WRITABLE = 2  # shared and writable
     COPY = 3  # to be copied before use: the call may have to run again
+    COPY_ON_WRITE = 4  # its own pages as soon as it writes to them
 
 
 class Ref(NamedTuple):
@@ -67,7 +70,8 @@ class Message(NamedTuple):
         seconds: Duration of the call, in replies.
         refs: Buffers; with ``spilled`` the last one holds the payload.
         leases: Leases that ended (from workers) or offsets to free (to them).
-        key: How the function is known, see :mod:`shmexec.wire.functions`.
+        key: How the function is known, see :mod:`shmexec.wire.functions`; in replies
+            the worker's counts of blocks, if they are new.
         payload: A pickle.
         spilled: The payload lies in the last ref instead.
     """
@@ -119,6 +123,27 @@ def encode_plain(
         + key
         + payload
     )
+
+
+_COUNTS = struct.Struct("<QQ")
+
+
+def encode_counts(recycled: int, faulted: int) -> bytes:
+    """Blocks that a worker gave out so far, as they travel in the key of a reply."""
+    return _COUNTS.pack(recycled, faulted)
+
+
+def decode_counts(key: bytes) -> tuple[int, int]:
+    """What :func:`encode_counts` was given.
+
+    Raises:
+        MalformedMessage: If it is none.
+    """
+    if len(key) != _COUNTS.size:
+        msg = f"{len(key)} bytes that are no counts of blocks"
+        raise MalformedMessage(msg)
+    recycled, faulted = _COUNTS.unpack(key)
+    return recycled, faulted
 
 
 def encode(message: Message) -> bytes:

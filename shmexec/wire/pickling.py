@@ -24,6 +24,8 @@ from cloudpickle import cloudpickle as _tracking
 
 from shmexec.errors import SerializationError
 from shmexec.memory.files import FileArray, in_file
+from shmexec.memory.leases import BlockKey
+from shmexec.memory.views import Loan, Returns, Sharing, loan_of, span
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import foreign
 from shmexec.wire.messages import REFS_AT_MOST, Mode
@@ -100,18 +102,34 @@ class StreamSource(Source):
 
 
 class PlacedSource:
-    """Bytes that already lie in a leased block: passed by reference."""
+    """Bytes that already lie in a leased block: passed by reference.
 
-    __slots__ = ("arena", "block_offset", "mode", "nbytes", "offset")
+    Attributes:
+        block: The block, or the loan that it is known by; then the call must take a
+            lease of its own.
+        offset: Where the bytes begin in its arena; ``nbytes`` of them.
+        passed: Bytes of the arrays that they are passed for.
+        mode: How the receiver may use them.
+        first: One of those arrays; keeps them all.
+    """
+
+    __slots__ = ("block", "first", "mode", "nbytes", "offset", "passed")
 
     def __init__(
-        self, arena: int, block_offset: int, offset: int, nbytes: int, mode: Mode
+        self, block: BlockKey | Loan, offset: int, nbytes: int, mode: Mode
     ) -> None:
-        self.arena = arena
-        self.block_offset = block_offset
+        self.block = block
         self.offset = offset
-        self.nbytes = nbytes
+        self.nbytes = self.passed = nbytes
         self.mode = mode
+        self.first: np.ndarray | None = None
+
+    def extend(self, low: int, high: int, passed: int) -> None:
+        """Have it take in ``[low, high)`` of the arena as well."""
+        first = min(low, self.offset)
+        self.nbytes = max(high, self.offset + self.nbytes) - first
+        self.offset = first
+        self.passed += passed
 
 
 class PlacedArray:
@@ -129,6 +147,11 @@ class PlacedArray:
 
 AnySource = Source | PlacedSource
 
+_MODES: dict[Sharing, Mode] = {
+    "r": Mode.SHARED,
+    "r+": Mode.WRITABLE,
+    "c": Mode.COPY_ON_WRITE,
+}
 _ATOMS = frozenset(
     {type(None), bool, int, float, str, bytes}
     | {np.bool_, np.float64, np.float32, np.int64, np.int32, np.uint8}
@@ -154,10 +177,11 @@ class _Buffers:
     until the garbage collector comes by.
     """
 
-    __slots__ = ("_placeholders", "in_files", "sources")
+    __slots__ = ("_placeholders", "in_files", "shared", "sources")
 
     def __init__(self) -> None:
         self.sources: list[AnySource] = []
+        self.shared: dict[tuple[Loan, Mode], PlacedSource] = {}
         self.in_files = 0
         self._placeholders: dict[int, tuple[AnySource, object]] = {}
 
@@ -193,20 +217,26 @@ class _Buffers:
 
 
 class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles what goes to a worker."""
+    """Pickles what goes to a worker.
+
+    Args:
+        file: Where the pickle goes.
+        returns: Of the process's memory: what is shared there goes by reference.
+    """
 
     _by_path = True
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, returns: Returns | None = None) -> None:
         self.buffers = _Buffers()
+        self._returns = returns
         super().__init__(file, protocol=5, buffer_callback=self.buffers.take)
 
     def reducer_override(self, obj: Any) -> Any:
         """Arrays and classes our way, all else as cloudpickle does."""
-        if obj is rebuild_array:
-            return "rebuild_array"  # known to be importable
+        if obj is rebuild_array or obj is rebuild_view:
+            return obj.__name__  # known to be importable
         if isinstance(obj, np.ndarray):
-            return self._reduce_array(obj)
+            return self._reduce_shared(obj) or self._reduce_array(obj)
         if type(obj) is FileArray or type(obj) is PlacedArray:
             return self._reduce_place(obj)
         if isinstance(obj, type):
@@ -224,10 +254,10 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _reduce_array(self, array: np.ndarray) -> Any:
         cls: type = type(array)
-        if _is_masked(cls):
+        if is_masked(cls):
             return _masked_parts(array)
         plain = cls is np.ndarray or cls is np.memmap
-        like_plain = plain or _pickles_like_ndarray(cls)
+        like_plain = plain or pickles_like_ndarray(cls)
         if array.base is not None and like_plain and self._by_path:
             file = in_file(array)
             if file is not None:
@@ -253,6 +283,34 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
     def _file_parts(self, file: FileArray, cls: type | None) -> Any:
         self.buffers.in_files += file.dtype.itemsize * math.prod(file.shape)
         return rebuild_from_file, (*file, cls)
+
+    def _reduce_shared(self, array: np.ndarray) -> Any:
+        """A shared array as its place in its block; None if it is to be copied."""
+        loan = loan_of(array)
+        if loan is None or loan.mode is None or loan.returns is not self._returns:
+            return None
+        kind: type[np.ndarray] = type(array)
+        cls = None if kind is np.ndarray else kind
+        bounds = span(array, loan) if array.nbytes else None
+        if bounds is None or not (cls is None or pickles_like_ndarray(cls)):
+            return None
+        writable = array.flags.writeable
+        mode = _MODES[loan.mode] if writable == (loan.mode == "r+") else Mode.SHARED
+        if writable and mode is not Mode.WRITABLE:
+            return None  # made before the others were frozen: it is no constant
+        begin, low, high = bounds
+        source = self.buffers.shared.get((loan, mode))
+        near: Any
+        if source is None:
+            source = PlacedSource(loan, low, high - low, mode)
+            source.passed, source.first = array.nbytes, array
+            self.buffers.shared[loan, mode] = source
+            near = self.buffers.hole(source)
+        else:
+            source.extend(low, high, array.nbytes)
+            near = source.first
+        dtype = _code(array.dtype)
+        return rebuild_view, (near, dtype, array.shape, array.strides, begin, cls)
 
     def _array_parts(self, array: np.ndarray, cls: type | None) -> Any:
         flags = array.flags
@@ -296,7 +354,8 @@ def _in_band(array: np.ndarray, cls: type) -> Any:
     return NotImplemented
 
 
-def _is_masked(cls: type) -> bool:
+def is_masked(cls: type) -> bool:
+    """Whether it is ``np.ma.MaskedArray``."""
     # Asking for np.ma would import it, which takes as long as a worker's start.
     ma: Any = sys.modules.get("numpy.ma")
     return ma is not None and cls is ma.MaskedArray
@@ -313,7 +372,8 @@ def _masked_parts(masked: Any) -> Any:
     return rebuild_masked, (masked.data, mask, fill_value, masked.hardmask)
 
 
-def _pickles_like_ndarray(cls: type) -> bool:
+def pickles_like_ndarray(cls: type) -> bool:
+    """Whether a subclass of ndarray leaves its pickling alone."""
     return all(
         getattr(cls, name, None) is getattr(np.ndarray, name)
         for name in ("__reduce__", "__reduce_ex__", "__setstate__")
@@ -332,6 +392,27 @@ def rebuild_array(
 ) -> np.ndarray:
     """An array on a received buffer; NumPy checks that it fits."""
     array: np.ndarray = np.ndarray(shape, dtype, buffer, order=cast("Any", order))
+    return array if cls is None else array.view(cls)
+
+
+def rebuild_view(
+    near: np.ndarray,
+    dtype: np.dtype | str,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    begin: int,
+    cls: type[np.ndarray] | None,
+) -> np.ndarray:
+    """An array that begins at that offset of the arena in which ``near`` lies.
+
+    NumPy checks that it lies in the bytes that were received.
+    """
+    window: Any = near
+    while type(window.base) is not Loan:
+        window = window.base
+    array: np.ndarray = np.ndarray(
+        shape, dtype, window, begin - window.base.offset, strides
+    )
     return array if cls is None else array.view(cls)
 
 
@@ -385,8 +466,14 @@ class Pickled:
         self.in_files = in_files
 
 
-def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
+def dump(
+    obj: Any,
+    pickler: type[CallPickler] = CallPickler,
+    returns: Returns | None = None,
+) -> Pickled:
     """Pickle an object; buffers stay uncopied in ``sources``.
+
+    What is shared goes by reference if ``returns`` are those of its memory.
 
     Raises:
         Exception: Whatever pickling it raises.
@@ -395,7 +482,7 @@ def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
         return Pickled(pickle.dumps(obj, 5), [])
     foreign.look_around()
     file = io.BytesIO()
-    pickling = pickler(file)
+    pickling = pickler(file, returns)
     pickling.dump(obj)
     size = file.tell()
     payload = file.getbuffer() if size >= INLINE_LIMIT else file.getvalue()
@@ -403,11 +490,13 @@ def dump(obj: Any, pickler: type[CallPickler] = CallPickler) -> Pickled:
     return Pickled(payload, buffers.sources, buffers.in_files)
 
 
-def dump_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pickled:
+def dump_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], returns: Returns | None = None
+) -> Pickled:
     """As :func:`dump` of both."""
     if not kwargs and _ATOMS.issuperset(map(type, args)):
         return Pickled(pickle.dumps((args, {}), 5), [])
-    return dump((args, kwargs))
+    return dump((args, kwargs), returns=returns)
 
 
 def _is_plain(values: Collection[Any], depth: int = 4) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from shmexec.errors import SerializationError
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import functions
-from shmexec.wire.channel import Receiver, send_blocking
+from shmexec.wire.channel import Receiver, receive_descriptor, send_blocking
 from shmexec.wire.messages import (
     Kind,
     Message,
@@ -76,6 +76,7 @@ class _Worker:
         self._config = config
         self._requests = socket.socket(fileno=config.requests.number)
         self._replies = socket.socket(fileno=config.replies.number)
+        self._arenas = socket.socket(fileno=config.arenas.number)
         self._receiver = Receiver(self._requests, packets=config.packets)
         self._memory = WorkerMemory(config, self._want_quota)
         self._functions: dict[bytes, Callable[..., Any]] = {}
@@ -124,6 +125,14 @@ class _Worker:
         elif kind is Kind.TRIM:
             gc.collect()
             self._send_returned(self._memory.give_back())
+        elif kind is Kind.ARENA:
+            descriptor = receive_descriptor(self._arenas, message.request)
+            if descriptor is None:
+                self._send(Message(Kind.FORGET, number=message.request))
+            else:
+                self._memory.meet(message.request, descriptor, message.number)
+        elif kind is Kind.FORGET:
+            self._memory.forget(message.leases)
 
     # -- calls -------------------------------------------------------------------------
 
@@ -144,10 +153,13 @@ class _Worker:
         del pickled
         ended = self._memory.ended()
         number, generation = self._memory.copied, self._config.generation
+        counts = self._memory.new_counts()
         if reply is None and not ended:
             request = message.request
             self._write(
-                encode_plain(kind, request, generation, number, seconds, b"", payload)
+                encode_plain(
+                    kind, request, generation, number, seconds, counts, payload
+                )
             )
             return
         *others, last = [*in_batches(ended)] or [()]
@@ -156,7 +168,7 @@ class _Worker:
         if reply is None:
             reply = Message(kind, message.request, generation, number, seconds)
             reply = reply._replace(payload=payload)
-        self._send(reply._replace(leases=last))
+        self._send(reply._replace(leases=last, key=counts))
 
     def _execute(self, message: Message) -> tuple[Kind, Pickled]:
         """Run the call and pickle what came of it; its arguments die on return."""

@@ -6,6 +6,7 @@ One thread uses it, the loop's; only finalizers run elsewhere, and they just app
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
 from select import select
@@ -17,9 +18,9 @@ from shmexec.errors import SharedMemoryFull
 from shmexec.memory import native
 from shmexec.memory.allocator import ALIGNMENT
 from shmexec.memory.arena import Arena
-from shmexec.memory.segment import Segment
+from shmexec.memory.segment import Borrowed, Segment
 from shmexec.memory.views import Returns, lend
-from shmexec.wire.messages import Mode, Ref
+from shmexec.wire.messages import Mode, Ref, encode_counts
 from shmexec.wire.pickling import Source
 from shmexec.worker.setup import WorkerConfig
 
@@ -43,20 +44,22 @@ class WorkerMemory:
     """See the module."""
 
     def __init__(self, config: WorkerConfig, want_quota: WantQuota) -> None:
-        kind = config.segment_kind
+        self._kind = kind = config.segment_kind
         make = native.NativeArena if config.native else Arena
         self.arena: Arena = make(
             config.own_arena, Segment(kind, config.own_segment.number, config.own_size)
         )
-        writable = config.parent_segment.number
-        self._parent_id = config.parent_arena
-        # Twice: what is shared read-only is so by page protection.
-        self._readable = Segment(
-            kind, os.dup(writable), config.parent_size, readonly=True
-        )
-        self._writable = Segment(kind, writable, config.parent_size)
+        # What arguments may lie in.
+        self._parents = Borrowed(kind, config.parent_segment.number, config.parent_size)
+        self._arenas = {
+            config.parent_arena: self._parents,
+            config.own_arena: Borrowed(
+                kind, os.dup(config.own_segment.number), config.own_size
+            ),
+        }
         self.returns = Returns()
         self.copied = 0
+        self._counted = (0, 0)
         self._want_quota = want_quota
         self._calls_to_next_ask = 0
         self._live: dict[int, Ref] = {}
@@ -74,18 +77,41 @@ class WorkerMemory:
 
     def borrow(self, refs: tuple[Ref, ...]) -> list[np.ndarray]:
         """The buffers of a message as ``uint8`` arrays, as their modes say."""
-        return [self._borrow(ref) for ref in refs]
+        self._live.update([(ref.lease, ref) for ref in refs])
+        views: list[np.ndarray] = []
+        try:
+            views.extend(map(self._borrow, refs))
+        except BaseException:
+            # The others have no view that could tell of their end.
+            self.returns.ended.extend([ref.lease for ref in refs[len(views) :]])
+            raise
+        return views
+
+    def meet(self, arena: int, descriptor: int, size: int) -> None:
+        """Another worker's arena, which arguments may lie in from now on."""
+        self._arenas[arena] = Borrowed(self._kind, descriptor, size)
+
+    def forget(self, arenas: tuple[int, ...]) -> None:
+        """Arenas that are gone: nothing of them is leased any more."""
+        for arena in arenas:
+            gone = self._arenas.pop(arena, None)
+            if gone is not None:
+                gone.close()
 
     def _borrow(self, ref: Ref) -> np.ndarray:
-        if ref.arena != self._parent_id:
-            msg = f"a buffer lies in arena {ref.arena}, which is not known here"
-            raise ValueError(msg)
-        self._live[ref.lease] = ref
+        arena = self._arenas.get(ref.arena)
+        if arena is None:
+            msg = (
+                "the memory of a shared array did not arrive: too many open files here"
+            )
+            raise OSError(errno.EMFILE, msg)
+        # What is shared read-only is so by page protection, in a mapping of its own.
         readonly = ref.mode == Mode.SHARED
         view = lend(
-            self._readable if readonly else self._writable,
-            ref.offset,
-            ref.nbytes,
+            arena.private(ref.offset, ref.nbytes)
+            if ref.mode == Mode.COPY_ON_WRITE
+            else arena.segment(readonly=readonly),
+            (ref.arena, ref.offset, ref.nbytes),
             ref.lease,
             self.returns,
             readonly=readonly,
@@ -115,7 +141,7 @@ class WorkerMemory:
 
     def loan_around(self, address: int, nbytes: int) -> Ref | None:
         """The private argument that these bytes are most of, if they are of one."""
-        offset = address - self._writable.address
+        offset = address - self._parents.segment(readonly=False).address
         for ref in self._live.values():
             if (
                 ref.mode == Mode.PRIVATE
@@ -139,7 +165,17 @@ class WorkerMemory:
 
     def bytes_of_loan(self, ref: Ref) -> np.ndarray:
         """The bytes of an argument; they stay until its lease was sent back."""
-        return self._writable.part(ref.offset, ref.nbytes)
+        segment = self._parents.segment(readonly=False)
+        return segment.part(ref.offset, ref.nbytes)
+
+    def new_counts(self) -> bytes:
+        """How many blocks were recycled and faulted in so far; nothing if as last time."""
+        blocks = self.arena.blocks
+        counts = blocks.blocks_recycled, blocks.blocks_faulted
+        if counts == self._counted:
+            return b""
+        self._counted = counts
+        return encode_counts(*counts)
 
     # -- results ---------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ class WorkerConfig:
     own_size: int
     requests: PassedDescriptor
     replies: PassedDescriptor
+    arenas: PassedDescriptor
     parent_segment: PassedDescriptor
     own_segment: PassedDescriptor
     fault_log: PassedDescriptor

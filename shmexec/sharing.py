@@ -1,0 +1,283 @@
+"""Arrays in shared memory that calls get by reference: ``shmexec.share`` and its kind.
+
+What is decided here is which arrays are shared, and how. That a shared array, or a view
+of one, is not copied when a call is packed is up to :mod:`shmexec.wire.pickling`; what a
+worker may do with it, up to :mod:`shmexec.worker.memory`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast, get_args
+
+import numpy as np
+
+from shmexec.memory.host import SHARED, Host
+from shmexec.memory.views import Loan, Sharing, loan_of
+from shmexec.options import segment_kind
+from shmexec.runtime import lifecycle
+from shmexec.runtime.calls import RoomMaker
+from shmexec.wire.pickling import is_masked, pickles_like_ndarray, rebuild_masked
+
+T = TypeVar("T")
+
+__all__ = ["asarray", "empty", "empty_like", "full", "share", "zeros"]
+
+
+def share(x: T, mode: Sharing = "r") -> T:
+    """Put an array where calls get it, and any view of it, without a copy.
+
+    The array stays for as long as it, a view of it, or a call that was given one lives,
+    whatever becomes of executors.
+
+    Args:
+        x: An array. If it lies in shared memory already (a result, an array made by
+            :func:`empty`, a view of one) nothing is copied: its memory is shared from
+            now on, with all arrays that lie in it. Any other is copied, once.
+        mode: What calls may do with it.
+
+            * ``"r"``: read it. Returns a read-only array: ``x`` itself where nothing was
+              copied. In the worker the pages themselves are write-protected. Writable
+              views made before stay so; those are copied when passed, and whoever
+              writes through them changes what calls see.
+            * ``"r+"``: read and change it, for all to see. Returns a writable array.
+              Nothing is locked: who writes what is up to the program.
+            * ``"c"``: change it in private: a page is copied when a call writes to it.
+              Returns a read-only array.
+
+    Returns:
+        An array of the same type, shape and dtype. An array of no bytes is copied
+        when passed, as ever. Of a masked array, data and mask are shared.
+
+    Raises:
+        TypeError: If ``x`` is no array, holds objects, or pickles in a way of its own.
+        ValueError: For another mode, or if the memory is shared in another one. From
+            ``"r+"`` one may go to the others: no running call should write any more.
+        SharedMemoryFull: If there is no room, and waiting for calls does not make any.
+    """
+    _check_mode(mode)
+    if isinstance(x, np.ndarray):
+        return cast("T", _share_array(x, mode))
+    msg = (
+        f"cannot share a {type(x).__name__}: only NumPy arrays can be shared. Share the "
+        "arrays in it, or give it to each worker by initializer="
+    )
+    raise TypeError(msg)
+
+
+def empty(
+    shape: Any, dtype: Any = float, order: str = "C", *, mode: Sharing = "r+"
+) -> np.ndarray:
+    """A new array in shared memory, of any content.
+
+    Args:
+        shape: Its shape, an integer or integers.
+        dtype: Its dtype, without objects.
+        order: ``"C"`` or ``"F"``.
+        mode: See :func:`share`. By default the array is writable here and in workers;
+            fill it and ``share(x)`` it to freeze it, at no cost.
+
+    Raises:
+        TypeError: For a dtype with objects.
+        ValueError: For a mode, shape or order that is none.
+        SharedMemoryFull: If there is no room.
+    """
+    return _make(shape, dtype, order, mode, None)
+
+
+def zeros(
+    shape: Any, dtype: Any = float, order: str = "C", *, mode: Sharing = "r+"
+) -> np.ndarray:
+    """A new array of zeros in shared memory; see :func:`empty`."""
+    return _make(shape, dtype, order, mode, None, clear=True)
+
+
+def full(
+    shape: Any,
+    fill_value: Any,
+    dtype: Any = None,
+    order: str = "C",
+    *,
+    mode: Sharing = "r+",
+) -> np.ndarray:
+    """A new array of one value in shared memory; see :func:`empty`.
+
+    The dtype is by default that of ``np.asarray(fill_value)``.
+    """
+    if dtype is None:
+        dtype = np.asarray(fill_value).dtype
+
+    def fill(target: np.ndarray) -> None:
+        target[...] = fill_value
+
+    return _make(shape, dtype, order, mode, fill)
+
+
+def empty_like(x: Any, dtype: Any = None, *, mode: Sharing = "r+") -> np.ndarray:
+    """A new array of the shape, order and (by default) dtype of ``x``; see :func:`empty`."""
+    x = np.asanyarray(x)
+    dtype = x.dtype if dtype is None else dtype
+    return _make(x.shape, dtype, _order(x), mode, None)
+
+
+def asarray(x: Any, dtype: Any = None, *, mode: Sharing = "r+") -> np.ndarray:
+    """``x`` as an array in shared memory; ``x`` itself if it is one, shared alike.
+
+    See :func:`empty`. Unlike :func:`share` it takes whatever ``np.asarray`` takes, and
+    freezes nothing: a copy is made unless ``x`` is shared in that mode.
+    """
+    _check_mode(mode)
+    given = np.asarray(x, dtype)
+    loan = _own_loan(given)
+    if loan is not None and loan.mode == mode and _fits(given, mode):
+        return given
+
+    return _make(given.shape, given.dtype, _order(given), mode, _copying(given))
+
+
+# -- what they do ------------------------------------------------------------------------
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(Sharing):
+        msg = f"mode must be 'r', 'r+' or 'c', not {mode!r}"
+        raise ValueError(msg)
+
+
+def _host() -> Host:
+    return lifecycle.host(segment_kind())
+
+
+def _own_loan(array: np.ndarray) -> Loan | None:
+    """The loan below an array that lies in this process's shared memory."""
+    loan = loan_of(array)
+    return loan if loan is not None and loan.returns is _host().returns else None
+
+
+def _fits(array: np.ndarray, mode: Sharing) -> bool:
+    return array.flags.writeable == (mode == "r+")
+
+
+def _order(array: np.ndarray) -> str:
+    return "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+
+
+def _share_array(x: np.ndarray, mode: Sharing) -> np.ndarray:
+    if is_masked(type(x)):
+        return _share_masked(x, mode)
+    _check_dtype(x.dtype)
+    loan = _own_loan(x)
+    if loan is not None and (loan.mode or x.flags.writeable or mode != "r+"):
+        return _share_in_place(x, loan, mode)
+    cls = type(x)
+    plain = cls is np.ndarray or cls is np.memmap
+    if not plain and not pickles_like_ndarray(cls):
+        msg = (
+            f"cannot share a {cls.__name__}: it pickles in a way of its own. Share "
+            "np.asarray(x), or the arrays it is made of"
+        )
+        raise TypeError(msg)
+    given = x.view(np.ndarray)
+    shared = _make(x.shape, x.dtype, _order(x), mode, _copying(given))
+    return shared if plain else shared.view(cls)
+
+
+def _share_in_place(x: np.ndarray, loan: Loan, mode: Sharing) -> np.ndarray:
+    if loan.mode not in {None, "r+", mode}:
+        msg = (
+            f"the array is shared {loan.mode!r}, and its memory can have no other mode: "
+            f"share(x.copy(), {mode!r}) instead"
+        )
+        raise ValueError(msg)
+    loan.mode = mode
+    if mode != "r+":
+        x.flags.writeable = False
+    return x
+
+
+def _share_masked(x: Any, mode: Sharing) -> np.ndarray:
+    mask = None if x.mask is np.ma.nomask else _share_array(x.mask, mode)
+    data = _share_array(x.data, mode)
+    return rebuild_masked(data, mask, x._fill_value, x.hardmask)  # noqa: SLF001
+
+
+def _copying(given: np.ndarray) -> Callable[[np.ndarray], object]:
+    def fill(target: np.ndarray) -> None:
+        np.copyto(target, given)
+
+    return fill
+
+
+def _check_dtype(dtype: np.dtype) -> None:
+    if dtype.hasobject:
+        msg = (
+            f"cannot share an array of dtype {dtype}: it holds references to Python "
+            "objects of this process. Convert it, for example x.astype(float), or "
+            "pass it as an ordinary argument, which pickles it"
+        )
+        raise TypeError(msg)
+
+
+def _make(
+    shape: Any,
+    dtype: Any,
+    order: str,
+    mode: Sharing,
+    fill: Callable[[np.ndarray], object] | None,
+    *,
+    clear: bool = False,
+) -> np.ndarray:
+    """A new shared array; ``fill`` gets it as long as it is writable."""
+    _check_mode(mode)
+    if order not in {"C", "F"}:
+        msg = f"order must be 'C' or 'F', not {order!r}"
+        raise ValueError(msg)
+    of = np.dtype(dtype)
+    _check_dtype(of)
+    shape = _checked_shape(shape)
+    nbytes = of.itemsize * math.prod(shape)
+    if not nbytes:
+        nothing: np.ndarray = np.zeros(shape, of, cast("Any", order))
+        nothing.flags.writeable = mode == "r+"
+        return nothing
+    host = _host()
+    block = _room(host).place(nbytes, clear=clear)
+    try:
+        if fill is not None:
+            fill(_laid_out(host.bytes_of(block), shape, of, order))
+    except BaseException:
+        host.release([block.lease])
+        raise
+    kept = host.keep(block, readonly=mode != "r+")
+    cast("Loan", kept.base).mode = mode
+    return _laid_out(kept, shape, of, order)
+
+
+def _laid_out(
+    data: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, order: str
+) -> np.ndarray:
+    return np.ndarray(shape, dtype, data, order=cast("Any", order))
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    lengths = shape if isinstance(shape, Iterable) else (shape,)
+    checked = tuple(map(operator.index, lengths))
+    if any(length < 0 for length in checked):
+        msg = f"an array has no negative length: {checked}"
+        raise ValueError(msg)
+    return checked
+
+
+def _room(host: Host) -> RoomMaker:
+    """Room for the program itself, made by whatever executors there are."""
+    pools = [pool for pool in lifecycle.pools() if pool.host is host]
+
+    def reclaim() -> bool:
+        return any([pool.reclaim() for pool in pools])  # noqa: C419  (of all of them)
+
+    def in_flight() -> bool:
+        return any(pool.in_flight() for pool in pools)
+
+    return RoomMaker(host, SHARED, reclaim, in_flight)
