@@ -22,6 +22,7 @@ _HOME = {
     "empty_like": "shmexec.sharing",
     "full": "shmexec.sharing",
     "share": "shmexec.sharing",
+    "shared_arrays": "shmexec.sharing",
     "zeros": "shmexec.sharing",
 }
 
@@ -48,6 +49,7 @@ __all__ = [
     "empty_like",
     "full",
     "share",
+    "shared_arrays",
     "zeros",
 ]
 
@@ -68,7 +70,15 @@ if TYPE_CHECKING:
     from shmexec.executor import Executor
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.runtime.futures import Future
-    from shmexec.sharing import asarray, empty, empty_like, full, share, zeros
+    from shmexec.sharing import (
+        asarray,
+        empty,
+        empty_like,
+        full,
+        share,
+        shared_arrays,
+        zeros,
+    )
     from shmexec.stats import Stats, WorkerStats
 
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 
+from shmexec.memory import native
 from shmexec.memory.host import SHARED, Host
 from shmexec.memory.views import Loan, Sharing, loan_of
-from shmexec.options import segment_kind
+from shmexec.options import native_wanted, segment_kind
 from shmexec.runtime import lifecycle
 from shmexec.runtime.calls import RoomMaker
 from shmexec.wire.pickling import is_masked, pickles_like_ndarray, rebuild_masked
 
 T = TypeVar("T")
 
-__all__ = ["asarray", "empty", "empty_like", "full", "share", "zeros"]
+__all__ = ["asarray", "empty", "empty_like", "full", "share", "shared_arrays", "zeros"]
 
 
 def share(x: T, mode: Sharing = "r") -> T:
@@ -35,7 +37,8 @@ def share(x: T, mode: Sharing = "r") -> T:
     Args:
         x: An array. If it lies in shared memory already (a result, an array made by
             :func:`empty`, a view of one) nothing is copied: its memory is shared from
-            now on, with all arrays that lie in it. Any other is copied, once.
+            now on, with all arrays that lie in it. Nor if it was made in
+            :func:`shared_arrays`; then another array is returned, on the same memory. Any other is copied, once.
         mode: What calls may do with it.
 
             * ``"r"``: read it. Returns a read-only array: ``x`` itself where nothing was
@@ -137,6 +140,42 @@ def asarray(x: Any, dtype: Any = None, *, mode: Sharing = "r+") -> np.ndarray:
     return _make(given.shape, given.dtype, _order(given), mode, _copying(given))
 
 
+@contextmanager
+def shared_arrays() -> Iterator[None]:
+    """Have NumPy make large arrays in shared memory, so that :func:`share` copies nothing.
+
+    Inside of ``with shared_arrays():`` arrays of 32 KiB and more, whoever makes them, are
+    born in shared memory, as far as half of the room there allows; others are ordinary
+    ones. They are ordinary in all else too: writable, private, copied when passed, and
+    valid for as long as they live. ``share(x)`` then returns an array on the same memory
+    and freezes ``x``, if ``x`` is in one piece and most of what was born.
+
+    It holds for this thread, or task, only. Where the native part was not built, or with
+    ``SHMEXEC_NATIVE=0``, it does nothing, and :func:`share` copies as ever.
+
+    Example:
+        >>> import numpy as np, shmexec
+        >>> with shmexec.shared_arrays():
+        ...     x = np.sqrt(np.arange(1e6))
+        >>> x = shmexec.share(x)  # no copy
+        >>> x.flags.writeable
+        False
+    """
+    if not (native_wanted() and native.is_built()):
+        yield
+        return
+    host = _host()
+    births = host.open_births()
+    try:
+        before = births.enter()
+        try:
+            yield
+        finally:
+            births.leave(before)
+    finally:
+        host.close_births()
+
+
 # -- what they do ------------------------------------------------------------------------
 
 
@@ -171,6 +210,9 @@ def _share_array(x: np.ndarray, mode: Sharing) -> np.ndarray:
     loan = _own_loan(x)
     if loan is not None and (loan.mode or x.flags.writeable or mode != "r+"):
         return _share_in_place(x, loan, mode)
+    born = _share_born(x, mode)
+    if born is not None:
+        return born
     cls = type(x)
     plain = cls is np.ndarray or cls is np.memmap
     if not plain and not pickles_like_ndarray(cls):
@@ -195,6 +237,26 @@ def _share_in_place(x: np.ndarray, loan: Loan, mode: Sharing) -> np.ndarray:
     if mode != "r+":
         x.flags.writeable = False
     return x
+
+
+def _share_born(x: np.ndarray, mode: Sharing) -> np.ndarray | None:
+    """A shared array on the memory of one that was born in it; None of any other."""
+    flags = x.flags
+    frozen = mode != "r+"
+    if not flags.forc or not (flags.writeable or frozen):
+        return None
+    cls = type(x)
+    if cls is not np.ndarray and not pickles_like_ndarray(cls):
+        return None
+    address = x.__array_interface__["data"][0]
+    data = _host().adopt(address, x.nbytes, readonly=frozen)
+    if data is None:
+        return None
+    cast("Loan", data.base).mode = mode
+    if frozen:
+        flags.writeable = False
+    shared = _laid_out(data, x.shape, x.dtype, _order(x))
+    return shared if cls is np.ndarray else shared.view(cls)
 
 
 def _share_masked(x: Any, mode: Sharing) -> np.ndarray:

@@ -157,6 +157,8 @@ def _process_wide_things() -> None:
             for method in ("forkserver", "spawn"):
                 with shmexec.Executor(1, method) as executor:
                     executor.submit(os.getpid).result()
+            with shmexec.shared_arrays():
+                pass
 
 
 @pytest.fixture(autouse=True)

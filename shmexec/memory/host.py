@@ -24,9 +24,10 @@ import numpy as np
 
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory.allocator import ALIGNMENT, CHUNK
-from shmexec.memory.arena import Arena
+from shmexec.memory.arena import RETAIN, Arena
 from shmexec.memory.budget import Budget
 from shmexec.memory.leases import BlockKey, Ledger
+from shmexec.memory.native import NativeArena
 from shmexec.memory.segment import Kind, Segment
 from shmexec.memory.views import Loan, Returns, lend
 
@@ -78,6 +79,7 @@ class _Pin:
 
     holder: Hashable
     pipe: int
+    note: int
 
 
 class Host:
@@ -97,6 +99,8 @@ class Host:
         self.returns.poke = self._poke
         self._ids = itertools.count(1)
         self.arena = Arena(next(self._ids), Segment.create(kind, arena_bytes))
+        self._births: NativeArena | None = None
+        self._births_open = 0
         self._account_of: dict[int, Hashable] = {}
         self._workers: dict[int, WorkerArena] = {}
         self._pins: list[_Pin] = []
@@ -117,7 +121,7 @@ class Host:
         size = -(-nbytes // ALIGNMENT) * ALIGNMENT
         with self.lock:
             self._settle()
-            if not self.budget.charge(account, size):
+            if not self._charge(account, size):
                 raise self._full(account, nbytes)
             reserved = self.arena.reserve(size)
             if reserved is None:
@@ -161,6 +165,12 @@ class Host:
         place = (*block.key, block.nbytes)
         segment = self.arena.segment
         return lend(segment, place, block.lease, self.returns, readonly=readonly)
+
+    def _charge(self, account: Hashable, nbytes: int) -> bool:
+        if self.budget.charge(account, nbytes):
+            return True
+        # Arrays to be born in this program come last.
+        return self._shrink_births(0) and self.budget.charge(account, nbytes)
 
     def _full(self, account: Hashable, needed: int, why: str = "") -> SharedMemoryFull:
         limit = self.budget.limit(account)
@@ -235,6 +245,9 @@ class Host:
         if arena == self.arena.id:
             self._free_own(offset)
             return
+        if self._births is not None and arena == self._births.id:
+            self._births.unpin(offset)
+            return
         worker = self._workers[arena]
         nbytes = worker.live.pop(offset)
         if worker.alive:
@@ -256,6 +269,71 @@ class Host:
             self.ledger.move(block.lease, HOST)
         return self.view(block, readonly=readonly)
 
+    # -- arrays of this program that are born in shared memory -------------------------
+
+    def open_births(self) -> NativeArena:
+        """An arena for arrays to be born in, with quota; ends with `close_births`.
+
+        Its quota is half of the room there is, and taken back when others need it:
+        NumPy cannot wait for room, and leaves to malloc what finds none.
+        """
+        with self.lock:
+            self._settle()
+            if self._births is None:
+                segment = Segment.create(self.kind, self.arena.segment.size)
+                self._births = NativeArena(next(self._ids), segment)
+            births = self._births
+            self._births_open += 1
+            unused = max(0, births.quota - births.blocks.used)
+            more = self.budget.free(SHARED) // 2 - unused
+            if more > 0 and self.budget.charge(SHARED, more):
+                births.quota += more
+            return births
+
+    def close_births(self) -> None:
+        """No more arrays are to be born; those that live stay as they are."""
+        with self.lock:
+            self._births_open -= 1
+            if not self._births_open:
+                self._shrink_births(RETAIN)
+
+    def _shrink_births(self, keep: int) -> bool:
+        """Give back quota that no array needs but for ``keep`` bytes; whether there was."""
+        births = self._births
+        if births is None:
+            return False
+        quota = births.quota
+        births.quota = left = min(quota, births.blocks.used + keep)
+        if left == quota:
+            return False
+        births.trim(keep)
+        self.budget.discharge(SHARED, quota - left)
+        self.room.notify_all()
+        return True
+
+    def adopt(
+        self, address: int, nbytes: int, *, readonly: bool = False
+    ) -> np.ndarray | None:
+        """The bytes of an array that was born here, with a lease; None of any other.
+
+        They must be most of the array's memory, which stays until the array and all
+        leases are gone.
+        """
+        births = self._births
+        if births is None:
+            return None
+        with self.lock:
+            pinned = births.pin(address, nbytes)
+            if pinned is None:
+                return None
+            start, offset = pinned
+            key = (births.id, start)
+            if self.ledger.count(key):
+                births.unpin(start)  # one pin serves all leases
+            lease = self.ledger.lease(key, HOST)
+        place = (births.id, offset, nbytes)
+        return lend(births.segment, place, lease, self.returns, readonly=readonly)
+
     # -- arenas of workers -------------------------------------------------------------
 
     def new_worker_arena(self, account: Hashable) -> WorkerArena:
@@ -274,7 +352,7 @@ class Host:
         """Raise a worker's quota; False if there is no room for it now."""
         with self.lock:
             self._settle()
-            if not self.budget.charge(worker.account, nbytes):
+            if not self._charge(worker.account, nbytes):
                 return False
             worker.quota += nbytes
             return True
@@ -387,8 +465,10 @@ class Host:
 
     def segment_of(self, arena: int) -> Segment:
         """The segment of an arena that has a leased block."""
-        own = arena == self.arena.id
-        return self.arena.segment if own else self._workers[arena].segment
+        for own in (self.arena, self._births):
+            if own is not None and arena == own.id:
+                return own.segment
+        return self._workers[arena].segment
 
     # -- housekeeping ------------------------------------------------------------------
 
@@ -396,19 +476,23 @@ class Host:
         """Give idle pages of the parent's arena back to the system."""
         with self.lock:
             self._settle()
+            if not self._births_open:
+                self._shrink_births(RETAIN)
             return self.arena.trim()
 
     def before_fork(self) -> None:
         """Keep every block that a forked child might look at, until it is gone."""
         self.lock.acquire()
         self._settle()
-        if not self.ledger.held_by(HOST):
+        note = 0 if self._births is None else self._births.note_fork()
+        if not note and not self.ledger.held_by(HOST):
             return
         try:
             self._fork_pipe = os.pipe()
         except OSError:
+            self._keep_forks()
             return
-        pin = _Pin(("fork", self._fork_pipe[0]), self._fork_pipe[0])
+        pin = _Pin(("fork", self._fork_pipe[0]), self._fork_pipe[0], note)
         self.ledger.pin(HOST, pin.holder)
         self._pins.append(pin)
 
@@ -435,6 +519,11 @@ class Host:
             os.close(pin.pipe)
             for key in self.ledger.drop_holder(pin.holder):
                 self._free(key)
+        self._keep_forks()
+
+    def _keep_forks(self) -> None:
+        if self._births is not None:
+            self._births.keep_forks(max((pin.note for pin in self._pins), default=0))
 
 
 def _punch_inner(segment: Segment, offset: int, nbytes: int) -> None:
