@@ -164,6 +164,24 @@ def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) 
         arguments.append(Argument(block.key, block.key[1], block.nbytes, mode))
 
 
+PACKABLE = 256
+"""Bytes of the largest payload of a call that may be packed with others."""
+
+
+def kind_of(
+    call: PackedCall, timeout: float | None, worker: int | None
+) -> bytes | None:
+    """What tells calls that take about as long; None if this one is never packed."""
+    if (
+        timeout is not None
+        or worker is not None
+        or call.arguments
+        or len(call.payload) > PACKABLE
+    ):
+        return None
+    return call.function.key or None
+
+
 class RoomMaker:
     """Gives blocks of the host to calls; waits for room where waiting is allowed."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future as BaseFuture
+from concurrent.futures import CancelledError, Future as BaseFuture, InvalidStateError
 from concurrent.futures._base import CANCELLED, FINISHED, PENDING, RUNNING
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shmexec.deadline import Deadline
 
@@ -25,15 +25,15 @@ class Future(BaseFuture[T]):
 
     _pool: Pool | None = None
     _call: int = 0
+    _made: threading.Condition | None = None
+    _exception: BaseException | None = None
+    _result: T | None = None
 
     def __init__(self) -> None:
-        # As the base class does it; the lock is at hand, since taking it through the
-        # condition costs more than all else that happens to a future.
+        # As the base class does it, but that its condition is made when it is asked for:
+        # there may be very many futures, and a condition is eight objects.
         self._lock = threading.RLock()
-        self._condition = threading.Condition(self._lock)
         self._state = PENDING
-        self._result = None
-        self._exception = None
         self._waiters: list[Any] = []
         self._done_callbacks: list[Any] = []
 
@@ -41,6 +41,33 @@ class Future(BaseFuture[T]):
         """Tie the future to its call; for the pool only."""
         self._pool = pool
         self._call = call
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        """What the base class, and ``concurrent.futures.wait``, lock and wait on."""
+        with self._lock:
+            if self._made is None:
+                self._made = threading.Condition(self._lock)
+            return self._made
+
+    def set_result(self, result: T) -> None:
+        """For the pool only."""
+        with self._lock:
+            if self.settled:
+                msg = f"{self._state}: {self!r}"
+                raise InvalidStateError(msg)
+            self._result = result
+            self._state = FINISHED
+            for waiter in self._waiters:
+                waiter.add_result(self)
+            if self._made is not None:
+                self._made.notify_all()
+        if self._done_callbacks:
+            self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def done(self) -> bool:
+        """Whether it was cancelled, or has a result or an exception."""
+        return self.settled
 
     def begin(self) -> bool:
         """Call it running, unless it was cancelled; for the pool only."""
@@ -50,6 +77,12 @@ class Future(BaseFuture[T]):
             if self._state == PENDING:
                 self._state = RUNNING
             return True
+
+    def wait_again(self) -> None:
+        """It had been sent, but has not begun after all; for the pool only."""
+        with self._lock:
+            if self._state == RUNNING:
+                self._state = PENDING
 
     def result(self, timeout: float | None = None) -> T:
         """The call's result, or its exception raised.
@@ -63,7 +96,7 @@ class Future(BaseFuture[T]):
         """
         left = self._drive(timeout)
         if self._state == FINISHED and self._exception is None:
-            return self._result  # type: ignore[return-value] # it is set by then
+            return cast("T", self._result)
         return super().result(left)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -126,12 +159,17 @@ class Future(BaseFuture[T]):
         """
         self._pool = None
         self._lock = threading.RLock()
-        self._condition = threading.Condition(self._lock)
+        self._made = None
         self._waiters = []
         self._done_callbacks = []
         if self._state in {PENDING, RUNNING}:
             self._exception = error
             self._state = FINISHED
+
+    @property
+    def unwatched(self) -> bool:
+        """Whether it has no callbacks, and no waiters; for the pool only."""
+        return not (self._done_callbacks or self._waiters or self._made)
 
     @property
     def settled(self) -> bool:

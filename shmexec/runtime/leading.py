@@ -8,6 +8,9 @@ threads. The dispatcher, a thread of the pool, leads in all other cases:
 - a thread that wants to lead claims: it wakes the dispatcher, which steps back and then
   looks each millisecond whether anybody leads. If nobody did for one interval, it
   leads again. While one thread leads for longer, it waits to be rung for instead;
+- a thread that submits very many calls at once looks in between at what has come, so
+  that the workers go on: it leads for that moment only, and resolves what nobody waits
+  for and what has no callbacks. The dispatcher does the rest;
 - while futures with callbacks are unresolved, or several threads wait, it does not step
   back: the reply may be for none of those who could lead.
 
@@ -43,6 +46,9 @@ CLAIM = 0.005
 
 PATIENCE = 3
 """Naps in a row under the same leader before the dispatcher waits to be rung for."""
+
+GLANCE = 0.0001
+"""Seconds that a thread which submits many calls waits to look at what has come."""
 
 LONG_NAP = 1.0
 """Seconds after which it looks all the same."""
@@ -145,6 +151,23 @@ class Leading:
         if self._parked or self._followers or self._callbacks or pool.has_work():
             self._bell.ring()
         return True
+
+    def glance(self) -> None:
+        """Take in what has come, in a thread that does not wait."""
+        pool = self._pool
+        got: list[bool] = []
+        try:
+            # Whoever leads may just be waiting for the interpreter.
+            got.extend(map(self._lead.acquire, (True,), (GLANCE,)))
+            if got[0]:
+                self._led += 1
+                self._read(0.0)
+        finally:
+            if got and got[0]:
+                self._lead.release()
+        pool.resolve_unwatched()
+        if pool.has_resolutions() or pool.has_work():
+            self._bell.ring()
 
     def _may_claim(self) -> bool:
         """Have the dispatcher step back, if it leads and nothing else needs it."""
@@ -278,8 +301,11 @@ class Leading:
             rung = self._bell.wait(LONG_NAP if self._parked else NAP)
             if self._parked:
                 self._parked, quiet = False, 0
-            if self._pool.has_work() or (rung and (self._followers or self._callbacks)):
+            pool = self._pool
+            if pool.has_work() or (rung and (self._followers or self._callbacks)):
                 return
+            if rung and pool.has_resolutions():
+                pool.resolve()
             if led != self._led:
                 quiet = 0
             elif not self._lead.locked():

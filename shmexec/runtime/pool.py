@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,9 +38,11 @@ from shmexec.wire.messages import (
     Kind,
     MalformedMessage,
     Message,
+    PackedResult,
     Ref,
     decode,
     decode_counts,
+    decode_results,
     encode,
     encode_plain,
 )
@@ -61,6 +64,10 @@ class _Want(NamedTuple):
     needed: int
     result: int
     until: float
+
+
+GLANCE_AFTER = 64
+"""Calls submitted after which the submitting thread looks at what has come."""
 
 
 class _Whole:
@@ -120,6 +127,8 @@ class Pool:
         self._ended: deque[WorkerHandle] = deque()
         self._events: deque[r.Event] = deque()
         self._to_spawn: deque[int] = deque()
+        self._to_look: deque[int] = deque()
+        self._since_glance = 0
         self._outcomes: dict[int, Outcome] = {}
         self._wanting: list[_Want] = []
         self._closed = False
@@ -127,6 +136,18 @@ class Pool:
         self._gone = threading.Event()
         self._trim_at: float | None = None
         self._whole = _Whole(self)
+        self._doers: dict[type, Callable[[Any], None]] = {
+            r.Send: self._send,
+            r.SendPack: self._send_pack,
+            r.TakeBack: self._take_back,
+            r.Look: lambda command: self._to_look.append(command.worker),
+            r.Spawn: lambda command: self._to_spawn.append(command.worker),
+            r.Exit: self._exit,
+            r.Kill: self._kill,
+            r.Drop: self._drop,
+            r.Fail: self._fail,
+            r.Broke: self._broke,
+        }
         self.torn: BaseException | None = None
         self._copied = [0, 0, 0]  # in, out of workers that are gone, by reference
         self._blocks = [0, 0]  # recycled and faulted in, here and in workers now gone
@@ -177,6 +198,7 @@ class Pool:
                 call.number = number = next(self._numbers)
                 call.future.attach(self, number)
                 self._calls[number] = call
+                self._since_glance += 1
                 self._copied[0] += call.copied
                 self._copied[2] += call.by_reference
                 if call.placed:
@@ -184,7 +206,12 @@ class Pool:
                 call.timeout = timeout = options.timeout
                 self._handle(
                     r.Submitted(
-                        number, timeout, options.retries, options.priority, worker
+                        number,
+                        timeout,
+                        options.retries,
+                        options.priority,
+                        worker,
+                        calls.kind_of(call, timeout, worker),
                     )
                 )
                 if not self.leading.started:
@@ -192,8 +219,15 @@ class Pool:
         except BaseException:
             self.room.give_back(call.blocks)
             raise
-        if options.timeout is not None or self._to_spawn or self._outcomes:
+        if (
+            options.timeout is not None
+            or self._to_spawn
+            or call.number in self._outcomes
+        ):
             self.leading.wake()
+        elif self._since_glance >= GLANCE_AFTER and calls.may_block():
+            self._since_glance = 0
+            self.leading.glance()
         return call.future
 
     def check_open(self) -> None:
@@ -297,22 +331,23 @@ class Pool:
                 self._do(command)
 
     def _do(self, command: r.Command) -> None:
-        if isinstance(command, r.Send):
-            self._send(self._calls[command.call], self._workers[command.worker])
-        elif isinstance(command, r.Spawn):
-            self._to_spawn.append(command.worker)
-        elif isinstance(command, r.Exit):
-            handle = self._workers.get(command.worker)
-            if handle is not None:
-                self._tell(handle, Message(Kind.EXIT))
-        elif isinstance(command, r.Kill):
-            self._kill(command)
-        elif isinstance(command, r.Drop):
-            call = self._forget(command.call)
-            if call is not None:
-                self._outcomes[call.number] = Outcome(call, None, cancelled=True)
-        elif isinstance(command, r.Fail):
-            self._fail(command)
+        self._doers[type(command)](command)
+
+    def _broke(self, command: r.Broke) -> None:
+        """Nothing to do: whoever submits next is told."""
+
+    def _take_back(self, command: r.TakeBack) -> None:
+        self._calls[command.call].future.wait_again()
+
+    def _exit(self, command: r.Exit) -> None:
+        handle = self._workers.get(command.worker)
+        if handle is not None:
+            self._tell(handle, Message(Kind.EXIT))
+
+    def _drop(self, command: r.Drop) -> None:
+        call = self._forget(command.call)
+        if call is not None:
+            self._outcomes[call.number] = Outcome(call, None, cancelled=True)
 
     def _kill(self, command: r.Kill) -> None:
         handle = self._workers.get(command.worker)
@@ -322,7 +357,8 @@ class Pool:
             else:
                 handle.interrupt()
 
-    def _send(self, call: PackedCall, handle: WorkerHandle) -> None:
+    def _send(self, command: r.Send) -> None:
+        call, handle = self._calls[command.call], self._workers[command.worker]
         future = call.future
         if not future.begin():
             # Cancelled a moment ago; the worker goes on to the next call.
@@ -392,6 +428,67 @@ class Pool:
         sent = handle.sender.send(data)
         if not sent:
             self._watch_writing(handle)
+
+    def _send_pack(self, command: r.SendPack) -> None:
+        handle = self._workers[command.worker]
+        entries = []
+        dropped = []
+        function = None
+        for number in command.calls:
+            call = self._calls[number]
+            if call.future.begin():
+                entries.append((number, call.payload))
+                function = call.function
+            else:  # cancelled a moment ago
+                self._forget(number)
+                dropped.append((number, False, 0.0))
+        if dropped:
+            ended = function is None
+            self._events.append(r.PackReplied(handle.number, dropped, ended))
+        if function is None:
+            return
+        handle.pack = tuple([number for number, _ in entries])
+        if function.pickled:
+            handle.send_function(function)
+        if self.host.returns.ended:
+            self.host.settle()
+        self._tell(
+            handle,
+            Message(
+                Kind.PACK,
+                0,
+                handle.number,
+                0,
+                command.deadline,
+                (),
+                handle.take_frees(LEASES_AT_MOST),
+                function.key,
+                pickle.dumps(entries, 5),
+            ),
+        )
+
+    def _look(self, number: int) -> None:
+        """See how far a worker came with a pack whose deadline has passed.
+
+        The worker writes its mark, then looks at the clock, and begins a call only if
+        the deadline has not passed. The mark is read here after it has: either it is
+        that of the last call that ever begins, or the worker will see that it is late.
+        So what comes behind the mark never begins. (CLOCK_MONOTONIC is one clock for all
+        processes.) What comes before the mark has ended; its results were noted, or
+        sent, before the mark was written.
+        """
+        handle = self._workers.get(number)
+        if handle is None:
+            return
+        begun = handle.begun()
+        while self._take_reply(handle, handle.replies.fileno()):
+            pass
+        self._empty_inbox()
+        worker = self._machine.workers.get(number)
+        if worker is None or worker.look_at is None or now() < worker.look_at:
+            return  # it has ended meanwhile
+        self._on_results(handle, handle.logged(begun), ended=False)
+        self._handle(r.PackExpired(number, begun))
 
     def _tell(self, handle: WorkerHandle, message: Message) -> None:
         if not handle.send(message):
@@ -466,6 +563,9 @@ class Pool:
                 due = self._machine.next_tick()
                 if due is not None and due <= now():
                     self._handle(r.Tick())
+            while self._to_look:
+                self._look(self._to_look[0])
+                self._to_look.popleft()
             if self._wanting:
                 self._try_wanting()
 
@@ -492,6 +592,10 @@ class Pool:
             self.host.release_of(handle.holder, message.leases)
         if kind is Kind.RESULT or kind is Kind.ERROR:
             self._on_reply(handle, message)
+        elif kind is Kind.PACKED:
+            handle.copied_out = message.number
+            results = decode_results(message.payload)
+            self._on_results(handle, results, ended=bool(message.request))
         elif kind is Kind.READY:
             self._handle(r.WorkerReady(handle.number))
         elif kind is Kind.REFUSED:
@@ -508,6 +612,25 @@ class Pool:
             )
         elif kind is Kind.FORGET:
             handle.arena.visited.discard(message.number)
+
+    def _on_results(
+        self, handle: WorkerHandle, results: Sequence[PackedResult], *, ended: bool
+    ) -> None:
+        """Results of packed calls; some of them may have been taken from the log."""
+        worker = self._machine.workers.get(handle.number)
+        pack = worker.pack if worker is not None else {}
+        came: dict[int, tuple[int, bool, float]] = {}
+        for number, kind, seconds, payload in results:
+            state = pack.get(number)
+            if state is None:
+                continue
+            call = self._calls.get(number)
+            if call is not None and not state.stopping:
+                self._outcomes[number] = Outcome(call, kind, payload)
+                self._forget(number)
+            came[number] = number, kind is Kind.RESULT, seconds
+        if came or ended:
+            self._handle(r.PackReplied(handle.number, tuple(came.values()), ended))
 
     def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
         kind, number = message.kind, message.request
@@ -533,7 +656,11 @@ class Pool:
                 call, kind, payload, views, warning=warning
             )
             self._forget(call.number)
-        self._handle(r.Finished(number, handle.number, kind is Kind.RESULT))
+        ok, seconds = kind is Kind.RESULT, message.seconds
+        if number in state.worker.pack:
+            self._handle(r.PackReplied(handle.number, ((number, ok, seconds),), False))
+        else:
+            self._handle(r.Finished(number, handle.number, ok, seconds))
 
     def _accept(self, handle: WorkerHandle, ref: Ref) -> Any:
         if ref.arena == self.host.arena.id:
@@ -554,10 +681,12 @@ class Pool:
         self._empty_inbox()
         code = handle.process.reap()
         reason = reports.death(handle, code)
-        not_begun = handle.call_not_begun()
+        not_begun, begun = handle.call_not_begun(), handle.begun()
         self._wanting = [want for want in self._wanting if want.handle is not handle]
         if handle.number in self._machine.workers:
-            self._handle(r.WorkerDead(handle.number, reason, not_begun))
+            if self._machine.workers[handle.number].packed:
+                self._on_results(handle, handle.logged(begun), ended=False)
+            self._handle(r.WorkerDead(handle.number, reason, not_begun, begun))
         self._copied[1] += handle.copied_out
         self._count_blocks(*handle.blocks)
         for number in (
@@ -718,6 +847,14 @@ class Pool:
         for number in list(self._outcomes):
             outcome = self._outcomes.get(number)
             if outcome is not None:
+                calls.resolve(outcome)
+                self._outcomes.pop(number, None)
+
+    def resolve_unwatched(self) -> None:
+        """The same for those futures that have no callbacks, and that nobody waits for."""
+        for number in list(self._outcomes):
+            outcome = self._outcomes.get(number)
+            if outcome is not None and outcome.call.future.unwatched:
                 calls.resolve(outcome)
                 self._outcomes.pop(number, None)
 

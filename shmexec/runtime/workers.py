@@ -17,10 +17,20 @@ from shmexec.runtime import lifecycle
 from shmexec.runtime.processes import WorkerProcess
 from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
 from shmexec.wire.functions import KEPT_AT_MOST, FunctionRef, is_digest
-from shmexec.wire.messages import Kind, Message, encode, in_batches
+from shmexec.wire.messages import (
+    Kind,
+    MalformedMessage,
+    Message,
+    PackedResult,
+    decode_result,
+    encode,
+    in_batches,
+)
 from shmexec.worker.setup import (
     INTERRUPT,
     MARK_BYTES,
+    PACK_LOG_AT,
+    PACK_LOG_AT_MOST,
     Inherited,
     PassedDescriptor,
     WorkerConfig,
@@ -35,6 +45,7 @@ class WorkerHandle:
     Attributes:
         number: The worker's number, its generation in messages.
         request: The call it was sent last, 0 after its reply.
+        pack: Or the calls, in their order.
         warning: To be given with the result of that call.
     """
 
@@ -50,6 +61,7 @@ class WorkerHandle:
         self.host = host
         self.holder = ("worker", id(self), number)
         self.request = 0
+        self.pack: tuple[int, ...] = ()
         self.trimming = False
         self.trim_until = 0.0
         self.memory: int | None = None
@@ -223,11 +235,37 @@ class WorkerHandle:
         It marks the call it begins. What it did not read from its socket says less: a
         dying process may still take a message out.
         """
+        return self.request > 0 and self.begun() != self.request
+
+    def begun(self) -> int:
+        """The call that the worker has begun last, 0 if none."""
         try:
             mark = os.pread(self._fault_log, MARK_BYTES, 0)
         except OSError:
-            return False
-        return self.request > 0 and int.from_bytes(mark, "little") != self.request
+            return 0
+        return int.from_bytes(mark, "little")
+
+    def logged(self, begun: int) -> list[PackedResult]:
+        """Results of the pack's calls before ``begun``.
+
+        They were noted before that mark was written, so they are there, and whole.
+        """
+        if begun not in self.pack:
+            return []
+        before = set(self.pack[: self.pack.index(begun)])
+        data = os.pread(self._fault_log, PACK_LOG_AT_MOST, PACK_LOG_AT)
+        found: list[PackedResult] = []
+        at = 0
+        while before:
+            try:
+                result, at = decode_result(data, at)
+            except MalformedMessage:
+                break
+            if result.request not in before:
+                break  # left over from another pack: the others came by themselves
+            before.remove(result.request)
+            found.append(result)
+        return found
 
     # -- its end -------------------------------------------------------------------------
 

@@ -5,12 +5,17 @@ First in, first out within a priority; idle workers last in, first out. A call w
 worker died before it took the call goes back to its place in the queue at no cost; one
 that had begun fails, unless it may be retried. What happens in a call is charged to the
 call: only deaths while starting or idle count against the pool.
+
+Calls that are known to be tiny go in packs, several in one message. A pack has a
+deadline after which the worker begins no more of it. Then the runtime sees how far the
+worker came; what had not begun waits again in its old place, so that no call waits for a
+long one that it was packed with.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from shmexec.scheduler import records as r
@@ -23,16 +28,39 @@ BACKOFF_AT_MOST = 10.0
 KILL_AFTER = 0.1
 """Seconds between the interrupt of a call that must stop and the kill."""
 
+PACK_AT_MOST = 128
+"""Calls in a pack."""
+
+PACK_SECONDS = 0.002
+"""What a pack should take. Far longer than what sending it costs."""
+
+PACK_PATIENCE = 0.005
+"""Seconds after which a worker begins no more calls of a pack.
+
+Long enough that a worker that waits for a CPU of a busy machine still gets to it.
+"""
+
+PACK_OVERHEAD = 5e-6
+"""Seconds that a packed call takes beside itself."""
+
+KINDS_AT_MOST = 1024
+"""Kinds of calls whose durations are remembered."""
+
 EXIT_WITHIN = 10.0
 """Seconds that a worker which was asked to end may take for its own clean-up."""
 
 
 class Call:
-    """One call. ``history`` holds (time, state, worker) for :meth:`Machine.story`."""
+    """One call. ``history`` holds (time, state, worker) for :meth:`Machine.story`.
+
+    Very many may wait: there is no history before the first move.
+    """
 
     __slots__ = (
+        "born",
         "history",
         "id",
+        "kind",
         "order",
         "pinned",
         "retries",
@@ -47,24 +75,45 @@ class Call:
         self.timeout = event.timeout
         self.retries = event.retries
         self.pinned = event.worker
+        self.kind = event.kind
         self.order = order
+        self.born = now
         self.state = CallState.PENDING
         self.worker: Worker | None = None
         self.stopping = ""
-        self.history: list[tuple[float, CallState, int | None]] = [
-            (now, CallState.PENDING, None)
-        ]
+        self.history: list[tuple[float, CallState, int | None]] | None = None
+
+    def note(self, step: tuple[float, CallState, int | None]) -> None:
+        """Add a step to the history."""
+        if self.history is None:
+            self.history = [step]
+        else:
+            self.history.append(step)
 
 
 class Worker:
     """One worker process, by its number, which is never used again."""
 
-    __slots__ = ("call", "calls", "id", "kill_at", "since", "state", "stop_at")
+    __slots__ = (
+        "call",
+        "calls",
+        "id",
+        "kill_at",
+        "look_at",
+        "pack",
+        "packed",
+        "since",
+        "state",
+        "stop_at",
+    )
 
     def __init__(self, number: int, now: float) -> None:
         self.id = number
         self.state = WorkerState.STARTING
         self.call: Call | None = None
+        self.packed = False  # a pack was sent, and its last reply has not come
+        self.pack: dict[int, Call] = {}  # what is left of it, in order
+        self.look_at: float | None = None  # when its deadline passes
         self.calls = 0
         self.since = now
         self.stop_at: float | None = None  # when its call times out
@@ -103,12 +152,15 @@ class Machine:
             (CallState.DONE, CallState.FAILED, CallState.CANCELLED), 0
         )
         self.submitted = 0
-        self._queue: list[tuple[int, int, int]] = []
+        self._queue: list[tuple[int, int]] = []  # (-priority, id)
         self._pinned: dict[int, list[int]] = {}
         self._idle: dict[int, Worker] = {}  # ordered: the last one is used first
         self._starting = 0
         self._draining = 0
         self._timed = 0  # workers whose call has a time limit
+        self._packs = 0  # workers whose pack may be looked at
+        self._seconds: dict[Hashable, float] = {}  # what a call of a kind takes
+        self._cancelling = False
         self._failures: list[str] = []
         self._spawn_at = 0.0
         self._numbers = 0
@@ -117,6 +169,8 @@ class Machine:
             r.WorkerReady: self._on_ready,
             r.WorkerRefused: self._on_refused,
             r.Finished: self._on_finished,
+            r.PackReplied: self._on_pack_replied,
+            r.PackExpired: self._on_pack_expired,
             r.WorkerDead: self._on_dead,
             r.Cancelled: self._on_cancelled,
             r.Resized: self._on_resized,
@@ -151,11 +205,13 @@ class Machine:
         if self._idle and not self._queue and call.pinned is None:
             return [self._start(call, self._idle.popitem()[1], now)]
         self._enqueue(call)
+        if not self._idle and self._active() >= self.max_workers:
+            return []
         return self._dispatch(now)
 
     def _enqueue(self, call: Call) -> None:
         if call.pinned is None:
-            heapq.heappush(self._queue, (*call.order, call.id))
+            heapq.heappush(self._queue, call.order)
         else:
             self._pinned.setdefault(call.pinned, []).append(call.id)
 
@@ -165,7 +221,7 @@ class Machine:
         assert worker.state is WorkerState.IDLE
         self.pending -= 1
         call.state = CallState.RUNNING
-        call.history.append((now, CallState.RUNNING, worker.id))
+        call.note((now, CallState.RUNNING, worker.id))
         self._idle.pop(worker.id, None)
         worker.state = WorkerState.BUSY
         worker.since = now
@@ -178,15 +234,20 @@ class Machine:
 
     def _on_finished(self, event: r.Finished, now: float) -> list[Command]:
         call, worker = self.calls.get(event.call), self.workers.get(event.worker)
-        if call is None or worker is None or call.worker is not worker:
+        if call is None or worker is None or worker.call is not call:
             msg = f"worker {event.worker} finished call {event.call}, not its own"
             raise r.IllegalEvent(msg)
         self._detach(call, worker)
         worker.calls += 1
+        self._learn(call.kind, event.seconds)
         if call.stopping:
             # The interrupt came through before the kill; its reply is not a result.
             return [self._fail(call, call.stopping, now, worker)]
         self._move(call, CallState.DONE if event.ok else CallState.FAILED, now, worker)
+        return self._ready_again(worker, now)
+
+    def _ready_again(self, worker: Worker, now: float) -> list[Command]:
+        """A worker has done what it was sent."""
         if worker.state is WorkerState.DRAINING:
             return []
         if self.max_calls is not None and worker.calls >= self.max_calls:
@@ -196,6 +257,17 @@ class Machine:
         if not (self.pending or self.closed or self._active() > self.max_workers):
             return []
         return self._dispatch(now)
+
+    def _learn(self, kind: Hashable, seconds: float) -> None:
+        """Remember what calls of a kind take, as a moving average."""
+        if kind is None:
+            return
+        known = self._seconds.get(kind)
+        if known is None and len(self._seconds) >= KINDS_AT_MOST:
+            self._seconds.clear()
+        if known is not None:
+            seconds = known + (seconds - known) / 4
+        self._seconds[kind] = seconds
 
     def _detach(self, call: Call, worker: Worker) -> None:
         call.worker = None
@@ -219,6 +291,11 @@ class Machine:
             return [r.Drop(call.id), *self._maybe_finish(now)]
         if not event.running or call.worker is None:
             return []
+        if call.worker.look_at is not None:
+            # Its worker may be at another call of the pack. If it is still there, or
+            # has not begun, when the deadline has passed, it is stopped, or dropped.
+            call.stopping = "stopped"
+            return []
         return self._stop(call, call.worker, "stopped", now)
 
     def _stop(self, call: Call, worker: Worker, why: str, now: float) -> list[Command]:
@@ -240,6 +317,132 @@ class Machine:
         state = CallState.CANCELLED if why == "cancelled" else CallState.FAILED
         self._move(call, state, now, worker)
         return r.Fail(call.id, why, worker.id if worker else None, detail)
+
+    # -- packs -----------------------------------------------------------------------
+
+    def _companions(self, first: Call, worker: Worker) -> list[Call]:
+        """Take the calls off the queue that shall go with this one."""
+        each = self._seconds[first.kind] + PACK_OVERHEAD
+        waiting = len(self._queue) + 1
+        # Nobody shall get more than its share while others could help.
+        share = -(-waiting // max(1, self._active()))
+        count = min(PACK_AT_MOST, int(PACK_SECONDS / each), share)
+        if self.max_calls is not None:
+            count = min(count, self.max_calls - worker.calls)
+        found: list[Call] = []
+        queue, calls = self._queue, self.calls
+        while queue and len(found) + 1 < count:
+            call = calls.get(queue[0][1])
+            if call is not None and call.state is CallState.PENDING:
+                if call.kind != first.kind:
+                    break
+                found.append(call)
+            heapq.heappop(queue)
+        return found
+
+    def _start_pack(self, pack: list[Call], worker: Worker, now: float) -> r.SendPack:
+        self._shift(worker, WorkerState.BUSY, now)
+        step = (now, CallState.RUNNING, worker.id)
+        self.pending -= len(pack)
+        for call in pack:
+            assert call.state is CallState.PENDING
+            call.state = CallState.RUNNING
+            call.note(step)
+            call.worker = worker
+            worker.pack[call.id] = call
+        worker.packed = True
+        worker.look_at = now + PACK_PATIENCE
+        self._packs += 1
+        return r.SendPack(tuple(worker.pack), worker.id, worker.look_at)
+
+    def _packed(self, number: int) -> Worker:
+        worker = self._known(number)
+        if not worker.packed:
+            msg = f"worker {number} speaks of a pack, and was sent none"
+            raise r.IllegalEvent(msg)
+        return worker
+
+    def _on_pack_replied(self, event: r.PackReplied, now: float) -> list[Command]:
+        worker = self._packed(event.worker)
+        for number, _, _ in event.results:
+            if number not in worker.pack:
+                msg = f"worker {worker.id} finished call {number}, not in its pack"
+                raise r.IllegalEvent(msg)
+        commands: list[Command] = []
+        total, kind = 0.0, None
+        for number, ok, seconds in event.results:
+            call = worker.pack.pop(number)
+            call.worker = None
+            if call.stopping:
+                commands.append(self._fail(call, call.stopping, now, worker))
+            else:
+                self._move(call, CallState.DONE if ok else CallState.FAILED, now)
+            total += seconds
+            kind = call.kind
+        worker.calls += len(event.results)
+        self._learn(kind, total / max(1, len(event.results)))
+        if not event.ended:
+            return commands
+        self._end_look(worker)
+        worker.packed = False
+        commands += self._take_back(worker, list(worker.pack), now)
+        return commands + self._ready_again(worker, now)
+
+    def _on_pack_expired(self, event: r.PackExpired, now: float) -> list[Command]:
+        worker = self._packed(event.worker)
+        if worker.look_at is None or now < worker.look_at:
+            msg = f"worker {worker.id}: its pack has not expired, or had before"
+            raise r.IllegalEvent(msg)
+        self._end_look(worker)
+        numbers = list(worker.pack)
+        # The first one is the worker's whatever comes, as if it had been sent alone: so
+        # that at least one call gets done for each message.
+        first = numbers.index(event.begun) if event.begun in worker.pack else 0
+        commands = self._take_back(worker, numbers[first + 1 :], now)
+        for call in worker.pack.values():
+            # It overran what it is known to take.
+            self._learn(call.kind, PACK_PATIENCE)
+            if call.stopping:
+                commands += self._stop(call, worker, call.stopping, now)
+        return commands + self._dispatch(now)
+
+    def _end_look(self, worker: Worker) -> None:
+        if worker.look_at is not None:
+            worker.look_at = None
+            self._packs -= 1
+
+    def _take_back(
+        self, worker: Worker, numbers: list[int], now: float
+    ) -> list[Command]:
+        """Calls of a pack that have not begun, and will not, wait in their old places."""
+        commands: list[Command] = []
+        for number in numbers:
+            call = worker.pack.pop(number)
+            call.worker = None
+            if call.stopping or self._cancelling:
+                why = call.stopping or "cancelled"
+                commands.append(self._fail(call, why, now, worker))
+            elif self.broken:
+                detail = "; ".join(self.broken)
+                commands.append(self._fail(call, "broken", now, detail=detail))
+            else:
+                self._move(call, CallState.PENDING, now)
+                self._enqueue(call)
+                commands.append(r.TakeBack(call.id))
+        return commands
+
+    def _pack_orphaned(
+        self, worker: Worker, event: r.WorkerDead, now: float
+    ) -> list[Command]:
+        self._end_look(worker)
+        worker.packed = False
+        numbers = list(worker.pack)
+        begun = numbers.index(event.begun) + 1 if event.begun in worker.pack else 0
+        commands: list[Command] = []
+        for number in numbers[:begun]:
+            call = worker.pack.pop(number)
+            commands += self._orphaned(call, worker, False, event.reason, now)
+        return commands + self._take_back(worker, numbers[begun:], now)
 
     # -- workers ---------------------------------------------------------------------
 
@@ -275,7 +478,9 @@ class Machine:
         if state is not WorkerState.DRAINING:
             self.deaths += 1
         if call is not None:
-            commands += self._orphaned(call, worker, event, now)
+            commands += self._orphaned(call, worker, event.unread, event.reason, now)
+        elif worker.packed:
+            commands += self._pack_orphaned(worker, event, now)
         elif state is WorkerState.STARTING:
             # One that died idle counts for nothing: the next one starts only for a
             # call, and gets it at once, so that no loop can come of it.
@@ -287,20 +492,20 @@ class Machine:
         return [*commands, *self._dispatch(now), *self._maybe_finish(now)]
 
     def _orphaned(
-        self, call: Call, worker: Worker, event: r.WorkerDead, now: float
+        self, call: Call, worker: Worker, unread: bool, reason: str, now: float
     ) -> list[Command]:
         self._detach(call, worker)
         if call.stopping:
-            return [self._fail(call, call.stopping, now, worker, event.reason)]
-        if self.broken and event.unread:
+            return [self._fail(call, call.stopping, now, worker, reason)]
+        if self.broken and unread:
             return [self._fail(call, "broken", now, detail="; ".join(self.broken))]
-        if not self.broken and (event.unread or call.retries > 0):
-            call.retries -= not event.unread
+        if not self.broken and (unread or call.retries > 0):
+            call.retries -= not unread
             if call.pinned is None:
                 self._move(call, CallState.PENDING, now)
                 self._enqueue(call)
                 return []
-        return [self._fail(call, "died", now, worker, event.reason)]
+        return [self._fail(call, "died", now, worker, reason)]
 
     def _start_failed(self, reason: str, now: float) -> list[Command]:
         self._failures.append(reason)
@@ -349,6 +554,7 @@ class Machine:
 
     def _on_closed(self, event: r.Closed, now: float) -> list[Command]:
         self.closed = True
+        self._cancelling = self._cancelling or event.cancel_pending
         commands: list[Command] = []
         if event.cancel_pending:
             commands += [
@@ -368,6 +574,8 @@ class Machine:
         for worker in list(self.workers.values()):
             if worker.stop_at is not None and worker.stop_at <= now and worker.call:
                 commands += self._stop(worker.call, worker, "timeout", now)
+            elif worker.look_at is not None and worker.look_at <= now:
+                commands.append(r.Look(worker.id))
             elif worker.kill_at is not None and worker.kill_at <= now:
                 worker.kill_at = None
                 commands.append(r.Kill(worker.id, force=True))
@@ -387,7 +595,7 @@ class Machine:
         times = [
             at
             for worker in self.workers.values()
-            for at in (worker.stop_at, worker.kill_at)
+            for at in (worker.stop_at, worker.kill_at, worker.look_at)
             if at is not None
         ]
         if self.idle_timeout is not None:
@@ -403,6 +611,7 @@ class Machine:
         """Whether a :class:`Tick` may be due some time. Cheap, and needs no lock."""
         return bool(
             self._timed
+            or self._packs
             or self._draining
             or self.idle_timeout is not None
             or (self.pending and not self._idle and self._active() < self.max_workers)
@@ -442,11 +651,15 @@ class Machine:
         if self._pinned and self._idle:
             commands += self._dispatch_pinned(now)
         while self._idle and self._queue:
-            call = self.calls.get(heapq.heappop(self._queue)[2])
+            call = self.calls.get(heapq.heappop(self._queue)[1])
             if call is None or call.state is not CallState.PENDING:
                 continue  # cancelled, or failed, while it waited
             worker = self._idle.popitem()[1]
-            commands.append(self._start(call, worker, now))
+            pack = self._companions(call, worker) if call.kind in self._seconds else ()
+            if pack:
+                commands.append(self._start_pack([call, *pack], worker, now))
+            else:
+                commands.append(self._start(call, worker, now))
         if self.closed and not self.calls:
             return commands + self._maybe_finish(now)
         if not self._idle and not self.broken:
@@ -505,7 +718,7 @@ class Machine:
             self.counts[state] += 1
             del self.calls[call.id]
         else:
-            call.history.append((now, state, worker.id if worker else None))
+            call.note((now, state, worker.id if worker else None))
 
     def _shift(self, worker: Worker, state: WorkerState, now: float) -> None:
         before = worker.state
@@ -528,11 +741,12 @@ class Machine:
         call = self.calls.get(call_id)
         if call is None:
             return f"call {call_id} is not known (finished, or never submitted)"
-        start = call.history[0][0]
+        start = call.born
+        history = [(start, CallState.PENDING, None), *(call.history or ())]
         return "\n".join(
             f"+{at - start:.3f} s {state.value}"
             + (f" in worker {worker}" if worker is not None else "")
-            for at, state, worker in call.history
+            for at, state, worker in history
         )
 
     def validate(self) -> None:
@@ -541,6 +755,7 @@ class Machine:
         by_state = [w.state for w in workers]
         assert self._starting == by_state.count(WorkerState.STARTING)
         assert self._draining == by_state.count(WorkerState.DRAINING)
+        assert self._packs == sum(w.look_at is not None for w in workers)
         assert self._timed == sum(w.stop_at is not None for w in workers)
         assert self.has_timers or self._next_tick() is None
         idle = {w.id for w in workers if w.state is WorkerState.IDLE}
@@ -551,14 +766,17 @@ class Machine:
             running = call.state is CallState.RUNNING
             assert running == (call.worker is not None)
             if call.worker is not None:
-                assert call.worker.call is call
+                assert call.worker.call is call or call.worker.pack.get(call.id) is call
                 assert self.workers[call.worker.id] is call.worker
         for worker in workers:
             if worker.state is WorkerState.BUSY:
-                assert worker.call is not None
+                assert (worker.call is None) == worker.packed
+            assert worker.packed or not (worker.pack or worker.look_at)
+            for each in worker.pack.values():
+                assert each.worker is worker
             if worker.call is not None:
                 assert worker.state in {WorkerState.BUSY, WorkerState.DRAINING}
-        queued = {entry[2] for entry in self._queue}
+        queued = {entry[1] for entry in self._queue}
         queued.update(*self._pinned.values())
         for call in calls:
             if call.state is CallState.PENDING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -66,6 +67,8 @@ class Submitted(NamedTuple):
     priority: int = 0
     worker: int | None = None
     """Only this worker may run it."""
+    kind: Hashable = None
+    """Calls of one kind take about as long; those of None are never packed."""
 
 
 class WorkerReady(NamedTuple):
@@ -87,6 +90,23 @@ class Finished(NamedTuple):
     call: int
     worker: int
     ok: bool
+    seconds: float = 0.0
+
+
+class PackReplied(NamedTuple):
+    """Results of packed calls came: (call, ok, seconds) each, in their order."""
+
+    worker: int
+    results: Sequence[tuple[int, bool, float]]
+    ended: bool
+    """It was the worker's last word about this pack."""
+
+
+class PackExpired(NamedTuple):
+    """The pack's deadline has passed: no call behind ``begun`` can begin any more."""
+
+    worker: int
+    begun: int
 
 
 class WorkerDead(NamedTuple):
@@ -96,6 +116,8 @@ class WorkerDead(NamedTuple):
     reason: str
     unread: bool = False
     """It had not taken the call that was sent to it."""
+    begun: int = 0
+    """Of a pack, the call that it had begun last; 0 if none."""
 
 
 class Cancelled(NamedTuple):
@@ -130,6 +152,8 @@ Event = (
     | WorkerReady
     | WorkerRefused
     | Finished
+    | PackReplied
+    | PackExpired
     | WorkerDead
     | Cancelled
     | Resized
@@ -147,6 +171,29 @@ class Send(NamedTuple):
 
     call: int
     worker: int
+
+
+class SendPack(NamedTuple):
+    """Write these calls to the worker; it begins none of them after the deadline."""
+
+    calls: tuple[int, ...]
+    worker: int
+    deadline: float
+
+
+class Look(NamedTuple):
+    """The deadline of the worker's pack has passed: see how far it came.
+
+    To be answered by :class:`PackExpired`.
+    """
+
+    worker: int
+
+
+class TakeBack(NamedTuple):
+    """The call was sent, and waits again: it has not begun and cannot any more."""
+
+    call: int
 
 
 class Spawn(NamedTuple):
@@ -190,4 +237,4 @@ class Broke(NamedTuple):
     reasons: tuple[str, ...]
 
 
-Command = Send | Spawn | Exit | Kill | Drop | Fail | Broke
+Command = Send | SendPack | Look | TakeBack | Spawn | Exit | Kill | Drop | Fail | Broke

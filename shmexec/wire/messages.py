@@ -37,6 +37,8 @@ class Kind(IntEnum):
     RETURNED = 12  # worker: gave `number` bytes of quota back; ended these leases
     ARENA = 13  # parent: arena `request` has `number` bytes; its descriptor came aside
     FORGET = 14  # parent: these arenas are gone; worker: `number` did not arrive
+    PACK = 15  # parent: run these, beginning none after `seconds` on the clock
+    PACKED = 16  # worker: results of a pack; the last ones if `request` is set
 
 
 class Mode(IntEnum):
@@ -67,7 +69,7 @@ class Message(NamedTuple):
         request: Number of the call, unique in the parent; 0 if about none.
         generation: Number of the worker, unique in the parent.
         number: Depends on the kind.
-        seconds: Duration of the call, in replies.
+        seconds: Duration of the call, in replies; a time of ``time.monotonic`` in packs.
         refs: Buffers; with ``spilled`` the last one holds the payload.
         leases: Leases that ended (from workers) or offsets to free (to them).
         key: How the function is known, see :mod:`shmexec.wire.functions`; in replies
@@ -245,6 +247,56 @@ def decode(data: bytes) -> Message:
 
 _KINDS = {int(kind): kind for kind in Kind}
 _LAST_KIND = max(_KINDS)
+
+
+class PackedResult(NamedTuple):
+    """What came of one call of a pack."""
+
+    request: int
+    kind: Kind
+    seconds: float
+    payload: bytes
+
+
+_RESULT = struct.Struct("<QBdI")
+
+
+def encode_result(request: int, kind: Kind, seconds: float, payload: bytes) -> bytes:
+    """A packed result as bytes; they are strung together."""
+    return _RESULT.pack(request, kind, seconds, len(payload)) + payload
+
+
+def decode_results(data: bytes) -> list[PackedResult]:
+    """The packed results that these bytes are.
+
+    Raises:
+        MalformedMessage: If they are none.
+    """
+    found = []
+    at, end = 0, len(data)
+    while at < end:
+        result, at = decode_result(data, at)
+        found.append(result)
+    return found
+
+
+def decode_result(data: bytes, at: int) -> tuple[PackedResult, int]:
+    """The packed result at an offset, and the offset behind it.
+
+    Raises:
+        MalformedMessage: If there is none.
+    """
+    start = at + _RESULT.size
+    if start > len(data):
+        msg = f"a packed result of {len(data) - at} bytes"
+        raise MalformedMessage(msg)
+    request, number, seconds, size = _RESULT.unpack_from(data, at)
+    kind = _KINDS.get(number)
+    if (kind is not Kind.RESULT and kind is not Kind.ERROR) or start + size > len(data):
+        msg = f"a packed result of kind {number} and {size} bytes"
+        raise MalformedMessage(msg)
+    payload = data[start : start + size]
+    return PackedResult(request, kind, seconds, payload), start + size
 
 
 def in_batches(numbers: Iterable[int]) -> Iterable[tuple[int, ...]]:

@@ -15,11 +15,13 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from multiprocessing.process import BaseProcess
 from time import perf_counter
 from types import TracebackType
 from typing import Any, NoReturn
 
+from shmexec.deadline import now
 from shmexec.errors import SerializationError
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import functions
@@ -30,13 +32,26 @@ from shmexec.wire.messages import (
     decode,
     encode,
     encode_plain,
+    encode_result,
     in_batches,
 )
 from shmexec.wire.pickling import Pickled, ReplyPickler, Source, dump, explain, load
 from shmexec.worker.handover import place_all
 from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.notes import note_read_only
-from shmexec.worker.setup import MARK_BYTES, Inherited, WorkerConfig, prepare
+from shmexec.worker.setup import (
+    MARK_BYTES,
+    PACK_LOG_AT,
+    Inherited,
+    WorkerConfig,
+    prepare,
+)
+
+_PACKED_AT_MOST = 4096
+"""Bytes of a result that goes with others."""
+
+_PACKED_BYTES = 16384
+"""Bytes of results that are worth a message of their own."""
 
 
 class WorkerMain(BaseProcess):
@@ -118,6 +133,9 @@ class _Worker:
                 self._call(message)
             else:
                 self._report(*self._execute(message))
+        elif kind is Kind.PACK:
+            self._memory.free(message.leases)
+            self._pack(message)
         elif kind is Kind.FREE:
             self._memory.free(message.leases)
         elif kind is Kind.DEFINE:
@@ -145,6 +163,61 @@ class _Worker:
         seconds = perf_counter() - started
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
+        self._reply(message, kind, pickled, seconds)
+
+    def _pack(self, message: Message) -> None:
+        """Run calls until the deadline has passed; the first one in any case.
+
+        The mark comes before the look at the clock: the parent, which reads the mark
+        after the deadline, relies on it (see ``Pool._look``). A result is noted where
+        the parent can find it before the next call begins, since that may be long, or
+        be the end of this process.
+        """
+        results: list[bytes] = []
+        size, at = 0, PACK_LOG_AT
+        deadline = inf
+        for request, payload in pickle.loads(message.payload):
+            os.pwrite(self._mark, request.to_bytes(MARK_BYTES, "little"), 0)
+            started = now()
+            if started >= deadline:
+                break
+            deadline = message.seconds
+            call = Message(Kind.CALL, request, key=message.key, payload=payload)
+            kind, pickled = self._execute(call)
+            seconds = now() - started
+            if os.getpid() != self._pid:
+                os._exit(0)
+            if pickled.sources or len(pickled.payload) > _PACKED_AT_MOST:
+                self._reply(call, kind, pickled, seconds)
+                continue
+            result = encode_result(request, kind, seconds, bytes(pickled.payload))
+            os.pwrite(self._mark, result, at)
+            at += len(result)
+            results.append(result)
+            size += len(result)
+            if size > _PACKED_BYTES:
+                self._send_results(results, ended=False)
+                size = 0
+        self._send_results(results, ended=True)
+
+    def _send_results(self, results: list[bytes], *, ended: bool) -> None:
+        *others, last = [*in_batches(self._memory.ended())] or [()]
+        for leases in others:
+            self._send(Message(Kind.RETURNED, leases=leases))
+        self._send(
+            Message(
+                Kind.PACKED,
+                int(ended),
+                number=self._memory.copied,
+                leases=last,
+                payload=b"".join(results),
+            )
+        )
+        results.clear()
+
+    def _reply(
+        self, message: Message, kind: Kind, pickled: Pickled, seconds: float
+    ) -> None:
         reply = None
         if pickled.sources or len(pickled.payload) >= INLINE_LIMIT:
             reply = self._place(message, kind, pickled, seconds)

@@ -24,6 +24,15 @@ INTERRUPT = getattr(signal, "SIGUSR1", None)
 MARK_BYTES = 8
 """At the start of the fault log the worker writes the number of the call it begins."""
 
+PACK_LOG_AT = 1 << 20
+"""Where in the fault log, which is sparse, the results of a pack are noted as they come.
+
+From there the parent takes them if a call that follows them in the pack is long, or kills
+the worker."""
+
+PACK_LOG_AT_MOST = 1 << 20
+"""Bytes of that."""
+
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",

@@ -27,6 +27,12 @@ class Process:
         self.up = False
         self.call = None
         self.begun = False
+        self.pack = []  # calls in order, while one is open
+        self.deadline = None
+        self.next = 0  # index of the call to begin next
+        self.mark = 0
+        self.running = None
+        self.finished = {}  # noted, in order: call to ok
         self.asked = False  # to exit
         self.interrupted = False
         self.killed = False
@@ -48,6 +54,7 @@ class Call:
         self.sent_at = None
         self.stop_asked = False
         self.killers = 0
+        self.taken_back_from = set()
 
 
 def snapshot(machine):
@@ -63,7 +70,9 @@ def snapshot(machine):
     for name in ("workers", "_idle"):
         state[name] = {
             worker.id: [
-                getattr(worker, slot)
+                list(worker.pack)
+                if slot == "pack"
+                else getattr(worker, slot)
                 if slot != "call"
                 else worker.call and worker.call.id
                 for slot in worker.__slots__
@@ -93,6 +102,7 @@ class Scheduling(RuleBasedStateMachine):
         self.newest = 0
         self.broken = False
         self.closed = False
+        self.cancelling = False
 
     # -- the fake runtime ------------------------------------------------------------
 
@@ -107,6 +117,7 @@ class Scheduling(RuleBasedStateMachine):
         assert process.up
         assert not process.draining
         assert process.call is None
+        assert not process.pack
         pinned = call.event.worker
         assert pinned in {None, command.worker}
         if pinned is None:
@@ -120,6 +131,71 @@ class Scheduling(RuleBasedStateMachine):
         call.attempts += 1
         call.sent_at = self.now
         process.call, process.begun = command.call, False
+
+    def do_sendpack(self, command, _event):
+        process = self.processes[command.worker]
+        assert process.up
+        assert not process.draining
+        assert process.call is None
+        assert not process.pack
+        assert len(command.calls) > 1
+        assert command.deadline > self.now
+        calls = [self.calls[number] for number in command.calls]
+        for call in calls:
+            event = call.event
+            assert call.pending
+            assert not call.outcomes
+            assert event.worker is None
+            assert event.timeout is None
+            assert event.kind == calls[0].event.kind is not None
+        waiting = [
+            other.order
+            for other in self.calls.values()
+            if other.pending and other.event.worker is None
+        ]
+        assert [call.order for call in calls] == sorted(waiting)[: len(calls)]
+        for call in calls:
+            call.pending = False
+            call.attempts += 1
+            call.sent_at = self.now
+            # Here it may begin again.
+            call.taken_back_from.discard(command.worker)
+        process.pack = list(command.calls)
+        process.deadline = command.deadline
+        process.next, process.mark, process.running = 0, 0, None
+        process.finished = {}
+
+    def do_takeback(self, command, _event):
+        call = self.calls[command.call]
+        assert not call.pending
+        assert not call.outcomes
+        call.pending = True
+        for number, process in self.processes.items():
+            if command.call in process.pack:
+                assert command.call not in process.finished
+                assert process.running != command.call
+                call.taken_back_from.add(number)
+
+    def do_look(self, command, _event):
+        process = self.processes[command.worker]
+        assert process.pack
+        assert self.now >= process.deadline
+        self.deliver(command.worker, ended=False)
+        self.handle(r.PackExpired(command.worker, process.mark))
+
+    def deliver(self, number, *, ended):
+        """Hand over the results that the parent does not have."""
+        left = self.machine.workers[number].pack
+        finished = self.processes[number].finished
+        results = [(n, ok, 1e-6) for n, ok in finished.items() if n in left]
+        stopping = {n for n, _, _ in results if left[n].stopping}
+        if ended:
+            self.processes[number].pack = []
+        for call, ok, _ in results:
+            # It is resolved by the time the machine acts on it.
+            if call not in stopping:
+                self.calls[call].outcomes.append("done" if ok else "failed")
+        self.handle(r.PackReplied(number, tuple(results), ended))
 
     def do_spawn(self, command, _event):
         assert command.worker > self.newest, "a worker's number was used again"
@@ -140,7 +216,7 @@ class Scheduling(RuleBasedStateMachine):
         if command.force:
             process.killed = True
         else:
-            assert process.call is not None
+            assert process.call is not None or process.pack
             process.interrupted = True
 
     def do_drop(self, command, _event):
@@ -160,13 +236,14 @@ class Scheduling(RuleBasedStateMachine):
             and self.now >= call.sent_at + limit,
             "stopped": call.stop_asked,
             "broken": self.broken,
-            "cancelled": isinstance(event, r.Closed) and event.cancel_pending,
+            "cancelled": self.cancelling,
         }
         assert allowed[command.why], command
         if command.why == "died":
             if call.event.worker is None:
                 assert event.worker == command.worker
                 assert not event.unread or self.broken
+                assert event.begun in {0, command.call}
                 assert call.attempts > 0
             if not self.broken and call.event.worker is None:
                 assert call.killers == call.event.retries + 1
@@ -183,12 +260,21 @@ class Scheduling(RuleBasedStateMachine):
         timeout=st.none() | st.sampled_from([1.0, 3.0]),
         retries=st.integers(0, 2),
         priority=st.integers(-1, 1),
+        kind=st.sampled_from([None, "one", "one", "other"]),
+        times=st.sampled_from([1, 1, 5]),
         data=st.data(),
     )
-    def submit(self, timeout, retries, priority, data):
+    def submit(self, timeout, retries, priority, kind, times, data):
+        for _ in range(times):
+            self.submit_one(timeout, retries, priority, kind, data)
+
+    def submit_one(self, timeout, retries, priority, kind, data):
         known = sorted(self.machine.workers)
         worker = data.draw(st.none() | st.sampled_from(known)) if known else None
-        event = r.Submitted(len(self.calls) + 1, timeout, retries, priority, worker)
+        if worker is not None or timeout is not None:
+            kind = None
+        number = len(self.calls) + 1
+        event = r.Submitted(number, timeout, retries, priority, worker, kind)
         self.calls[event.call] = Call(event)
         self.handle(event)
 
@@ -219,6 +305,7 @@ class Scheduling(RuleBasedStateMachine):
     def close(self, cancel, sure):
         if sure == 0:
             self.closed = True
+            self.cancelling = self.cancelling or cancel
             self.handle(r.Closed(cancel))
 
     # -- processes ---------------------------------------------------------------------
@@ -253,10 +340,41 @@ class Scheduling(RuleBasedStateMachine):
         if number is not None:
             self.finish_one(number, ok)
 
+    @rule(data=st.data(), steps=st.integers(1, 4), ok=st.booleans())
+    def go_on_with_pack(self, data, steps, ok):
+        number = self.draw_process(data, lambda each: each.pack and not each.killed)
+        if number is not None:
+            for _ in range(steps):
+                if self.processes[number].pack:
+                    self.step(number, ok)
+
+    @rule(data=st.data())
+    def deliver_some(self, data):
+        number = self.draw_process(data, lambda each: each.pack and not each.killed)
+        if number is not None:
+            self.deliver(number, ended=False)
+
+    def step(self, number, ok=True):
+        """What a worker does with a pack, one thing at a time."""
+        process = self.processes[number]
+        if process.running is not None:
+            process.finished[process.running] = ok
+            process.running = None
+            return
+        if process.next < len(process.pack):
+            process.mark = process.pack[process.next]
+            if process.next == 0 or self.now < process.deadline:
+                process.running = process.mark
+                process.next += 1
+                assert number not in self.calls[process.running].taken_back_from
+                return
+        self.deliver(number, ended=True)
+
     def finish_one(self, number, ok=True):
         process = self.processes[number]
         call, process.call = self.calls[process.call], None
-        self.handle(r.Finished(call.event.call, number, ok))
+        seconds = 1e-6 if call.event.kind == "one" else 1.0
+        self.handle(r.Finished(call.event.call, number, ok, seconds))
         if not process.interrupted:
             call.outcomes.append("done" if ok else "failed")
 
@@ -267,7 +385,11 @@ class Scheduling(RuleBasedStateMachine):
             self.die_one(number)
 
     def die_one(self, number):
-        process = self.processes.pop(number)
+        process = self.processes[number]
+        if process.pack:
+            self.die_with_pack(number, process)
+            return
+        del self.processes[number]
         unread = process.call is not None and not process.begun
         call = self.calls.get(process.call)
         if call is not None and not process.interrupted:
@@ -276,7 +398,22 @@ class Scheduling(RuleBasedStateMachine):
             call.pending = True
         self.handle(r.WorkerDead(number, "gone", unread))
 
-    @rule(seconds=st.sampled_from([0.0, 0.05, 0.2, 1.0, 12.0]))
+    def die_with_pack(self, number, process):
+        if process.mark in process.finished:
+            # Nobody can tell whether it had: its note may be half written.
+            del process.finished[process.mark]
+        self.deliver(number, ended=False)
+        del self.processes[number]
+        for call_id in list(self.machine.workers[number].pack):
+            call = self.calls[call_id]
+            if not self.machine.calls[call_id].stopping:
+                call.killers += call_id == process.mark
+                call.pending = False
+                # The one that was begun may wait again, by its retries.
+                call.pending = call_id == process.mark
+        self.handle(r.WorkerDead(number, "gone", begun=process.mark))
+
+    @rule(seconds=st.sampled_from([0.0, 0.006, 0.05, 0.2, 1.0, 12.0]))
     def tick(self, seconds):
         self.now += seconds
         self.handle(r.Tick())
@@ -303,6 +440,13 @@ class Scheduling(RuleBasedStateMachine):
                 if process.call != call:
                     events.append(r.Finished(call, number, ok=True))
         events += [r.Submitted(call) for call in self.machine.calls]
+        for number, process in self.processes.items():
+            if not process.pack:
+                events += [r.PackReplied(number, (), True), r.PackExpired(number, 0)]
+            elif self.now < process.deadline:
+                events.append(r.PackExpired(number, process.mark))
+            if process.pack:
+                events.append(r.PackReplied(number, ((0, True, 0.0),), False))
         event = data.draw(st.sampled_from(events))
         before = snapshot(self.machine)
         try:
@@ -354,6 +498,8 @@ class Scheduling(RuleBasedStateMachine):
                 self.handle(r.WorkerReady(number))
             elif process.call:
                 self.finish_one(number)
+            elif process.pack:
+                self.step(number)
 
     def teardown(self):
         if not hasattr(self, "machine"):
