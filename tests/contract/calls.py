@@ -366,3 +366,24 @@ def keep(array: np.ndarray) -> None:
 def kept() -> Any:
     """What was kept."""
     return STATE["array"]
+
+
+def act(what: str, where: Any = None, value: Any = None) -> Any:
+    """One of several things, so that they are calls of one kind, tiny ones mostly."""
+    if what == "wait":
+        where.wait()
+    elif what == "note":
+        note(where, str(value))
+    elif what == "note and wait":
+        note(where.folder + "/notes", str(value))
+        where.wait()
+    elif what == "note and die":
+        note(where, str(value))
+        kill_me()
+    elif what == "raise":
+        raise ZeroDivisionError(value)
+    elif what == "make":
+        return np.full(value, 1.0)
+    elif what == "text":
+        return "x" * value
+    return value

@@ -440,13 +440,7 @@ class Scheduling(RuleBasedStateMachine):
                 if process.call != call:
                     events.append(r.Finished(call, number, ok=True))
         events += [r.Submitted(call) for call in self.machine.calls]
-        for number, process in self.processes.items():
-            if not process.pack:
-                events += [r.PackReplied(number, (), True), r.PackExpired(number, 0)]
-            elif self.now < process.deadline:
-                events.append(r.PackExpired(number, process.mark))
-            if process.pack:
-                events.append(r.PackReplied(number, ((0, True, 0.0),), False))
+        events += self.illegal_for_packs()
         event = data.draw(st.sampled_from(events))
         before = snapshot(self.machine)
         try:
@@ -456,6 +450,17 @@ class Scheduling(RuleBasedStateMachine):
         else:
             raise AssertionError(event)
         assert snapshot(self.machine) == before
+
+    def illegal_for_packs(self):
+        events = []
+        for number, process in self.processes.items():
+            if not process.pack:
+                events += [r.PackReplied(number, (), True), r.PackExpired(number, 0)]
+            elif self.now < process.deadline:
+                events.append(r.PackExpired(number, process.mark))
+            if process.pack:
+                events.append(r.PackReplied(number, ((0, True, 0.0),), False))
+        return events
 
     # -- always ------------------------------------------------------------------------
 
