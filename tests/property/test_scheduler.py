@@ -88,8 +88,9 @@ class Scheduling(RuleBasedStateMachine):
         max_restarts=st.integers(0, 2),
         max_calls=st.none() | st.integers(1, 3),
         idle_timeout=st.none() | st.just(5.0),
+        warm=st.booleans(),
     )
-    def begin(self, max_workers, max_restarts, max_calls, idle_timeout):
+    def begin(self, max_workers, max_restarts, max_calls, idle_timeout, warm):
         self.machine = Machine(
             max_workers,
             max_restarts=max_restarts,
@@ -103,6 +104,13 @@ class Scheduling(RuleBasedStateMachine):
         self.broken = False
         self.closed = False
         self.cancelling = False
+        if warm:
+            # What it would have learned from calls before; its workers are up.
+            self.machine._seconds["one"] = 1e-6
+            self.handle(r.Everyone())
+            for number, process in self.processes.items():
+                process.up = True
+                self.handle(r.WorkerReady(number))
 
     # -- the fake runtime ------------------------------------------------------------
 
@@ -278,6 +286,14 @@ class Scheduling(RuleBasedStateMachine):
         self.calls[event.call] = Call(event)
         self.handle(event)
 
+    @precondition(lambda self: not self.closed)
+    @rule(count=st.integers(4, 9), retries=st.integers(0, 1))
+    def burst(self, count, retries):
+        for _ in range(count):
+            event = r.Submitted(len(self.calls) + 1, retries=retries, kind="one")
+            self.calls[event.call] = Call(event)
+            self.handle(event)
+
     @rule(data=st.data(), running=st.booleans())
     def cancel(self, data, running):
         number = data.draw(st.integers(0, len(self.calls) + 1))
@@ -381,6 +397,12 @@ class Scheduling(RuleBasedStateMachine):
     @rule(data=st.data())
     def die(self, data):
         number = self.draw_process(data, lambda _each: True)
+        if number is not None:
+            self.die_one(number)
+
+    @rule(data=st.data())
+    def die_in_pack(self, data):
+        number = self.draw_process(data, lambda each: each.pack)
         if number is not None:
             self.die_one(number)
 
