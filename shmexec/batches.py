@@ -10,8 +10,13 @@ import inspect
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future as BaseFuture, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future as BaseFuture,
+    wait,
+)
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,7 +40,13 @@ PROBE_SECONDS = 0.05
 CHUNK_SECONDS = 0.002
 """A chunk should take about this long, so that one failure or one slow item hits few."""
 
-CHUNK_AT_MOST = 4096
+CHUNK_AT_MOST = 16384
+
+PROBE_ITEMS = 16
+"""Items that are timed together, in a worker."""
+
+ITEM_SECONDS = 2e-7
+"""What an item takes at least, with its way there and back."""
 
 
 class Backend(Protocol):
@@ -95,8 +106,9 @@ def map_calls(
         chunksize = positive_int("chunksize", chunksize)
     if buffersize is not None:
         buffersize = positive_int("buffersize", buffersize)
-    items = zip(*iterables, strict=False)
-    run = _Run(backend, options, fn)
+    star = len(iterables) != 1
+    items = zip(*iterables, strict=False) if star else iter(iterables[0])
+    run = _Run(backend, options, fn, star=star)
     total = None
     if buffersize is None:
         known = list(items)
@@ -116,15 +128,21 @@ class _Run:
     """One map: its pending futures, each of one item or of a chunk."""
 
     def __init__(
-        self, backend: Backend, options: CallOptions, fn: Callable[..., Any]
+        self,
+        backend: Backend,
+        options: CallOptions,
+        fn: Callable[..., Any],
+        *,
+        star: bool,
     ) -> None:
         self._backend = backend
         self._options = options
         self._fn = fn
+        self._star = star  # items are tuples of arguments
         self._pending: deque[tuple[BaseFuture[Any], int]] = deque()
         self._in_chunks: set[BaseFuture[Any]] = set()
 
-    def choose_chunksize(self, items: list[tuple[Any, ...]]) -> int:
+    def choose_chunksize(self, items: list[Any]) -> int:
         """Items per call: one, unless a probe shows that they are tiny.
 
         The probed items are taken off the list: they have run.
@@ -132,25 +150,33 @@ class _Run:
         options, width = self._options, self._backend.width()
         if len(items) < PROBE_FROM or options.timeout or options.retries:
             return 1
-        self.submit_all([items.pop(0)], 1)
-        first = self._pending[-1][0]
-        wait([first], 1.0)  # a pool that has yet to start
-        if not first.done():
-            return 1
-        probe = Deadline(PROBE_SECONDS)
-        count = 0
-        while count < 16 and not probe.passed():
-            self.submit_all([items.pop(0)], 1)
-            if not wait([self._pending[-1][0]], PROBE_SECONDS).done:
+        each = 0.0
+        for count in 1, 1, PROBE_ITEMS:
+            probe, items[:count] = items[:count], []
+            self._submit(probe, PROBE_ITEMS)
+            # The first one may have to wait for a pool that has yet to start.
+            seconds = self._seconds_of_last(PROBE_SECONDS if each else 1.0)
+            if seconds is None:
                 return 1
-            count += 1
-        left = probe.remaining()
-        each = (PROBE_SECONDS - (left or 0.0)) / max(1, count)
-        fits = int(CHUNK_SECONDS / max(each / 4, 1e-7))
+            each = seconds / count
+            if each > CHUNK_SECONDS:
+                return 1
+        fits = int(CHUNK_SECONDS / max(each, ITEM_SECONDS))
         shares = -(-len(items) // (4 * width))
-        return max(1, min(fits, shares, CHUNK_AT_MOST)) if each < CHUNK_SECONDS else 1
+        return max(1, min(fits, shares, CHUNK_AT_MOST))
 
-    def submit_all(self, items: list[tuple[Any, ...]], chunksize: int) -> None:
+    def _seconds_of_last(self, timeout: float) -> float | None:
+        """What the chunk submitted last took in the worker; None if it failed or takes long."""
+        future = self._pending[-1][0]
+        try:
+            if future.exception(timeout) is None:
+                seconds: float = future.result()[2]
+                return seconds
+        except (TimeoutError, CancelledError):
+            pass
+        return None
+
+    def submit_all(self, items: list[Any], chunksize: int) -> None:
         """Submit items in chunks; if that fails, none of them stays behind."""
         try:
             for start in range(0, len(items), chunksize):
@@ -159,12 +185,14 @@ class _Run:
             self.cancel()
             raise
 
-    def _submit(self, chunk: list[tuple[Any, ...]], chunksize: int) -> None:
+    def _submit(self, chunk: list[Any], chunksize: int) -> None:
         submit, options = self._backend.submit, self._options
         if chunksize == 1:
-            future = submit(self._fn, chunk[0], {}, options)
+            future = submit(
+                self._fn, chunk[0] if self._star else (chunk[0],), {}, options
+            )
         else:
-            future = submit(run_chunk, (self._fn, chunk), {}, options)
+            future = submit(run_chunk, (self._fn, chunk, self._star), {}, options)
             self._in_chunks.add(future)
         self._pending.append((future, len(chunk)))
 
@@ -188,13 +216,32 @@ class _Run:
         ordered: bool,
     ) -> Iterator[Any]:
         """Yield results; leaving early cancels what has not begun."""
+        parts = self._parts(items, chunksize, buffersize, deadline, ordered=ordered)
+        try:
+            yield from itertools.chain.from_iterable(parts)
+        finally:
+            parts.close()
+
+    def _parts(
+        self,
+        items: Iterator[Any],
+        chunksize: int,
+        buffersize: int | None,
+        deadline: Deadline,
+        *,
+        ordered: bool,
+    ) -> Generator[Iterator[Any], None, None]:
+        """Yield iterators over the results of one chunk or call."""
         try:
             while self._pending:
                 # Nothing here refers to a result once it was yielded: it may be large.
                 if self._next_is_chunk(deadline, ordered=ordered):
-                    yield from self._items_of_chunk(deadline)
+                    results, error, _ = self._take(deadline)
+                    yield _drain(results)
+                    if error is not None:
+                        raise rebuild_error(error)
                 else:
-                    yield self._take(deadline)
+                    yield _drain([self._take(deadline)])
                 if buffersize is not None:
                     self.fill(items, chunksize, buffersize)
         finally:
@@ -226,19 +273,17 @@ class _Run:
             future.cancel()
             del future
 
-    def _items_of_chunk(self, deadline: Deadline) -> Iterator[Any]:
-        results, error = self._take(deadline)
-        results.reverse()
-        while results:
-            yield results.pop()
-        if error is not None:
-            raise rebuild_error(error)
-
     def cancel(self) -> None:
         """Cancel what has not begun."""
         for future, _ in self._pending:
             future.cancel()
         self._pending.clear()
+
+
+def _drain(results: list[Any]) -> Iterator[Any]:
+    """The items, none of which is referred to any more once it was taken. All in C."""
+    results.reverse()
+    return map(list.pop, itertools.repeat(results, len(results)))
 
 
 def _with_progress(results: Iterator[Any], total: int | None) -> Iterator[Any]:

@@ -601,7 +601,12 @@ class Pool:
         elif kind is Kind.REFUSED:
             reason = f"the initializer failed: {message.payload.decode()}"
             self._handle(r.WorkerRefused(handle.number, reason))
-        elif kind is Kind.WANT:
+        else:
+            self._on_memory(handle, message)
+
+    def _on_memory(self, handle: WorkerHandle, message: Message) -> None:
+        kind = message.kind
+        if kind is Kind.WANT:
             until = now() + RECLAIM_WITHIN
             self._wanting.append(_Want(handle, message.number, message.request, until))
         elif kind is Kind.RETURNED:

@@ -144,13 +144,17 @@ class _Worker:
             gc.collect()
             self._send_returned(self._memory.give_back())
         elif kind is Kind.ARENA:
-            descriptor = receive_descriptor(self._arenas, message.request)
-            if descriptor is None:
-                self._send(Message(Kind.FORGET, number=message.request))
-            else:
-                self._memory.meet(message.request, descriptor, message.number)
+            self._meet(message)
         elif kind is Kind.FORGET:
             self._memory.forget(message.leases)
+
+    def _meet(self, message: Message) -> None:
+        """Learn of an arena that calls to come will refer to."""
+        descriptor = receive_descriptor(self._arenas, message.request)
+        if descriptor is None:
+            self._send(Message(Kind.FORGET, number=message.request))
+        else:
+            self._memory.meet(message.request, descriptor, message.number)
 
     # -- calls -------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,18 +11,29 @@ import numpy as np
 from shmexec.worker.notes import note_read_only
 
 
-def run_chunk(fn: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> Any:
-    """Call ``fn`` for each item; (results, None), or the results before an error, and it."""
+def run_chunk(fn: Callable[..., Any], items: Sequence[Any], star: bool) -> Any:
+    """Call ``fn`` for each item, which is a tuple of arguments if ``star``.
+
+    Returns:
+        The results, or those before an error; that error or None; the seconds it took.
+    """
     from shmexec.worker.main import pickle_error
 
     results: list[Any] = []
-    for item in items:
-        try:
-            results.append(fn(*item))
-        except Exception as error:  # noqa: BLE001  (it is part of the answer)
-            note_read_only(error, fn, item, {})
-            return results, bytes(pickle_error(error, skip=1).payload)
-    return results, None
+    failed = None
+    started = perf_counter()
+    try:
+        # Not map(): a StopIteration of fn's would end it without a word.
+        if star:
+            for item in items:
+                results.append(fn(*item))  # noqa: PERF401  (an error leaves the rest)
+        else:
+            for item in items:
+                results.append(fn(item))  # noqa: PERF401
+    except Exception as error:  # noqa: BLE001  (it is part of the answer)
+        note_read_only(error, fn, item if star else (item,), {})
+        failed = bytes(pickle_error(error, skip=1).payload)
+    return results, failed, perf_counter() - started
 
 
 class Blank(NamedTuple):
