@@ -6,9 +6,12 @@ Not thread-safe: who shares an arena between threads holds a lock around everyth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
-from shmexec.memory.allocator import BlockAllocator
+import numpy as np
+
+from shmexec.memory.allocator import CHUNK, BlockAllocator
 from shmexec.memory.segment import Segment
 
 if TYPE_CHECKING:
@@ -18,6 +21,21 @@ if TYPE_CHECKING:
 
 RETAIN = 16 << 20
 """Bytes of idle pages that an arena keeps when it is trimmed."""
+
+WRITE_FROM = 1 << 20
+"""Bytes of fresh memory from which on it is filled by writing to the file."""
+
+
+class Content(Protocol):
+    """Bytes that are to be copied into a block."""
+
+    nbytes: int
+
+    def fill(self, target: np.ndarray) -> None:
+        """Copy into ``target``, ``nbytes`` of ``uint8``."""
+
+    def whole(self) -> np.ndarray | None:
+        """The bytes as contiguous ``uint8``, if they are that where they lie."""
 
 
 class Arena:
@@ -52,6 +70,34 @@ class Arena:
         """
         for start, length in fresh:
             self.segment.commit(start, length)
+
+    def fill(self, offset: int, source: Content, fresh: list[tuple[int, int]]) -> None:
+        """Copy a source into a reserved block, and do what :meth:`back` does.
+
+        One thread does it: where this was measured, two filled a core more each and
+        copied no faster, from 1 MB to 512 MB, neither into warm nor into fresh pages.
+
+        Raises:
+            MemoryError: If there is none.
+        """
+        end = offset + source.nbytes
+        data = source.whole() if fresh and self.segment.kind == "memfd" else None
+        written = [] if data is None else list(_inner(fresh, offset, end))
+        if data is None or not written:
+            self.back(fresh)
+            # What was written last time is not mapped yet.
+            self.segment.populate(offset, source.nbytes)
+            source.fill(self.segment.part(offset, source.nbytes))
+            return
+        position = offset
+        for first, last in [*written, (end, end)]:
+            if position < first:
+                part = data[position - offset : first - offset]
+                self.segment.commit(position, first - position)
+                self.segment.part(position, first - position)[:] = part
+            if first < last:
+                self.segment.write(first, data[first - offset : last - offset])
+            position = last
 
     def free(self, offset: int) -> int:
         """Recycle a block; returns its size in bytes."""
@@ -103,3 +149,17 @@ class Arena:
     def missed(self) -> int:
         """Most bytes at once that had no room here since last asked."""
         return 0
+
+
+def _inner(
+    fresh: list[tuple[int, int]], start: int, end: int
+) -> Iterator[tuple[int, int]]:
+    """The whole chunks of fresh runs within a range, where they are many.
+
+    Of a chunk written in part, the rest would have no memory and yet count as committed.
+    """
+    start, end = -(-start // CHUNK) * CHUNK, end // CHUNK * CHUNK
+    for run, length in fresh:
+        first, last = max(run, start), min(run + length, end)
+        if last - first >= WRITE_FROM:
+            yield first, last

@@ -24,7 +24,7 @@ import numpy as np
 
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory.allocator import ALIGNMENT, CHUNK
-from shmexec.memory.arena import RETAIN, Arena
+from shmexec.memory.arena import RETAIN, Arena, Content
 from shmexec.memory.budget import Budget
 from shmexec.memory.leases import BlockKey, Ledger
 from shmexec.memory.native import NativeArena
@@ -109,11 +109,22 @@ class Host:
     # -- blocks of this process ------------------------------------------------------
 
     def allocate(
-        self, account: Hashable, nbytes: int, holder: Hashable, *, clear: bool = False
+        self,
+        account: Hashable,
+        nbytes: int,
+        holder: Hashable,
+        source: Content | None = None,
+        *,
+        clear: bool = False,
     ) -> Block:
         """A block of the parent's arena, committed, leased to ``holder``.
 
-        Its bytes are of any value, or zero if they are to be ``clear``.
+        Args:
+            account: Whose budget it is charged to.
+            nbytes: Its size.
+            holder: Who has the lease.
+            source: What is copied into it; other bytes are of any value.
+            clear: They are to be zero.
 
         Raises:
             SharedMemoryFull: If the account or the machine has no room for it now.
@@ -134,10 +145,15 @@ class Host:
             key = (self.arena.id, offset)
             lease = self.ledger.lease(key, holder)
         try:
-            self.arena.back(fresh)
-        except MemoryError as error:
+            if source is None:
+                self.arena.back(fresh)
+            else:
+                self.arena.fill(offset, source, fresh)
+        except BaseException as error:
             self.release([lease])
-            raise self._full(account, nbytes, str(error)) from error
+            if isinstance(error, MemoryError):
+                raise self._full(account, nbytes, str(error)) from error
+            raise
         if fresh:
             with self.lock:
                 self.arena.blocks.mark_committed(offset, size)
@@ -158,7 +174,9 @@ class Host:
 
         The array keeps the mapping alive but not the block.
         """
-        return self.arena.segment.part(block.key[1], block.nbytes)
+        segment, offset = self.arena.segment, block.key[1]
+        segment.populate(offset, block.nbytes)  # it may have been written to only
+        return segment.part(offset, block.nbytes)
 
     def view(self, block: Block, *, readonly: bool = False) -> np.ndarray:
         """The bytes of a block; its lease ends when the last view of them dies."""

@@ -155,11 +155,10 @@ def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) 
             arguments.append(Argument(key, source.offset, source.nbytes, source.mode))
             call.by_reference += source.passed
             continue
-        block = room.place(source.nbytes)
+        block = room.place(source.nbytes, source=source)
         blocks.append(block)
         call.placed += 1
         call.faulted += block.faulted
-        source.fill(room.bytes_of(block))
         call.copied += source.nbytes
         arguments.append(Argument(block.key, block.key[1], block.nbytes, mode))
 
@@ -207,19 +206,22 @@ class RoomMaker:
         with self._host.lock:
             return self._host.lease_too(loan, CALLS)
 
-    def bytes_of(self, block: Block) -> np.ndarray:
-        """The bytes of a block, to be filled."""
-        return self._host.bytes_of(block)
-
     def give_back(self, blocks: Sequence[Block]) -> None:
         """End the leases of blocks that were placed."""
         if blocks:
             self._host.release([block.lease for block in blocks])
 
     def place(
-        self, nbytes: int, *, may_wait: bool = True, clear: bool = False
+        self,
+        nbytes: int,
+        *,
+        may_wait: bool = True,
+        source: Source | None = None,
+        clear: bool = False,
     ) -> Block:
-        """A block leased to :data:`CALLS`, of zeros if it is to be ``clear``.
+        """A block leased to :data:`CALLS`.
+
+        It has a copy of ``source`` in it, or zeros if it is to be ``clear``.
 
         Waits while calls in flight may free room, and a little if only results that
         the program still holds could.
@@ -232,7 +234,7 @@ class RoomMaker:
         deadline: Deadline | None = None
         while True:
             try:
-                return host.allocate(self._account, nbytes, CALLS, clear=clear)
+                return host.allocate(self._account, nbytes, CALLS, source, clear=clear)
             except SharedMemoryFull as error:
                 if nbytes > error.budget or not may_wait or not may_block():
                     raise

@@ -47,6 +47,10 @@ class Source:
         """Copy into ``target``, ``nbytes`` of ``uint8``."""
         target[:] = np.frombuffer(self._data, np.uint8)
 
+    def whole(self) -> np.ndarray | None:
+        """The bytes as contiguous ``uint8``, if they are that where they lie."""
+        return np.frombuffer(self._data, np.uint8)
+
     def span(self) -> tuple[int, int] | None:
         """Address and length of the bytes, if they could be used where they are.
 
@@ -75,6 +79,14 @@ class ArraySource(Source):
             array.shape, array.dtype, target.data, order=cast("Any", self._order)
         )
         np.copyto(place, array)
+
+    def whole(self) -> np.ndarray | None:
+        """See `Source.whole`."""
+        array: np.ndarray = self._data.view(np.ndarray)
+        if not array.flags.forc:
+            return None
+        flat: np.ndarray = array.ravel(order="K")
+        return flat.view(np.uint8)
 
     def span(self) -> tuple[int, int] | None:
         """See `Source.span`."""

@@ -1,6 +1,9 @@
 """Very many array calls of random sizes: right results, and memory that stays flat.
 
-``SOAK_CALLS`` in the environment sets how many; the full soak is 100,000.
+``SOAK_CALLS`` in the environment sets how many. The full soak, which takes minutes::
+
+    SOAK_CALLS=100000 pytest -m stress -s -o faulthandler_timeout=0 \\
+        tests/integration/test_memory_soak.py
 """
 
 from __future__ import annotations
