@@ -1,32 +1,34 @@
-"""``python -m benchmarks``: measures, prints a Markdown table.
+"""``python -m benchmarks``: measures, prints Markdown tables.
 
 Exit status: 0; 1 if a result was wrong or a measurement failed; 2 for bad arguments;
-130 after Ctrl-C.
+130 after Ctrl-C, with all that was measured written.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks import fresh, report
+from benchmarks import fresh, plot, report
 from benchmarks.case import Case
 from benchmarks.cases import CASES, choose
-from benchmarks.child import LIMIT
-from benchmarks.limits import MEMCPY, PING_PONG, PING_PONG_ONE_CPU
-from benchmarks.report import Failure, Results
+from benchmarks.quantities import LIMIT, Term
+from benchmarks.results import Failure, Results, as_json, from_json
 from benchmarks.sampling import Sample
 from benchmarks.systems import SYSTEMS
+from benchmarks.targets import TARGETS
 
-_REPEATS, _QUICK_REPEATS = 3, 2
-_TIMEOUT, _QUICK_TIMEOUT = 180.0, 30.0
+_REPEATS, _QUICK_REPEATS = 3, 1
+_TIMEOUT, _QUICK_TIMEOUT = 120.0, 30.0
 
 _COPIES_IN_MEMORY = 8
 """So many of a case's arrays must fit into memory: pipes keep several copies."""
@@ -40,62 +42,89 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = choose(args.cases, quick=args.quick)
     except KeyError as error:
         parser.error(f"unknown case {error}; there are: {_case_names()}")
-    for path in (args.json, args.markdown):
+    _check_files(parser, args)
+    if args.load is not None:
+        results = from_json(json.loads(args.load.read_text(encoding="utf-8")))
+        measured = {case for case, _ in results.samples}
+        cases = [case for case in cases if case.name in measured]
+    else:
+        if args.repeats is None:
+            args.repeats = _QUICK_REPEATS if args.quick else _REPEATS
+        results = Results(args.workers, args.repeats, args.quick)
+        _run_all(args, cases, results)
+    _write(args, cases, results)
+    if results.interrupted and args.load is None:
+        return 130
+    return 1 if results.failures else 0
+
+
+def _check_files(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Before an hour of measuring, not after it."""
+    for path in (args.json, args.markdown, args.plot, args.readme):
         if path is not None and not os.access(path.resolve().parent, os.W_OK):
             parser.error(f"cannot write to {path}")
-    if args.repeats is None:
-        args.repeats = _QUICK_REPEATS if args.quick else _REPEATS
-    results = Results(args.workers, args.repeats, args.quick)
-    _leave_out(cases, results)
-    _measure(args.systems, cases, results, args.timeout)
+    for path in (args.readme, args.load):
+        if path is not None and not path.is_file():
+            parser.error(f"there is no {path}")
+    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'shmexec[bench]'")
+
+
+def _write(args: argparse.Namespace, cases: list[Case], results: Results) -> None:
     table = report.markdown(results, cases)
     if args.json is not None:
-        text = json.dumps(report.as_json(results), indent=1)
+        text = json.dumps(as_json(results), indent=1)
         args.json.write_text(text + "\n", encoding="utf-8")
     if args.markdown is not None:
         args.markdown.write_text(table, encoding="utf-8")
+    if args.plot is not None:
+        plot.draw(results, cases, args.plot)
+    if args.readme is not None:
+        report.write_readme(args.readme, results)
     print(table, end="", flush=True)
-    return 1 if results.failures else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Compare shmexec with other ways to call a function in another "
-        "process. Prints a Markdown table.",
+        "process. Prints Markdown tables. Packages that are not installed are left "
+        "out, and named; pip install 'shmexec[bench]' installs all.",
         epilog=f"Cases: {_case_names()}.",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--systems",
         nargs="+",
         action=_Names,
-        default=[*SYSTEMS],
         metavar="NAME",
-        help=f"of {', '.join(SYSTEMS)} (default: all)",
+        help=f"of {', '.join(SYSTEMS)} (default: all; "
+        "with --quick those that are light)",
     )
-    parser.add_argument(
-        "--cases", nargs="+", action=_Names, metavar="NAME", help="default: all"
-    )
-    parser.add_argument(
-        "--repeats", type=_positive, metavar="N", help="default: 3; 2 with --quick"
-    )
-    parser.add_argument(
-        "--workers", type=_positive, default=2, metavar="N", help="default: 2"
-    )
-    parser.add_argument(
+    add("--cases", nargs="+", action=_Names, metavar="NAME", help="default: all")
+    add("--repeats", type=_positive, metavar="N", help="default: 3; 1 with --quick")
+    add("--workers", type=_positive, default=2, metavar="N", help="default: 2")
+    add(
         "--timeout",
         type=_positive,
         metavar="SECONDS",
-        help="for each measurement; default: 180; 30 with --quick",
+        help="for each measurement; default: 120; 30 with --quick",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="small arrays, few calls; under 40 s"
+    add("--quick", action="store_true", help="small arrays, few calls; about a minute")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
+    add("--plot", type=Path, metavar="FILE", help="draw a figure: .svg, .png, .pdf")
+    add(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="write the main table between the two markers of this file",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all figures there"
-    )
-    parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the table there, too"
+    add(
+        "--load",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: take the figures that --json wrote",
     )
     return parser
 
@@ -133,11 +162,30 @@ def _case_names() -> str:
     return "; ".join(f"{name} ({', '.join(of)})" for name, of in families.items())
 
 
+def _run_all(args: argparse.Namespace, cases: list[Case], results: Results) -> None:
+    """Measure; what Ctrl-C leaves is kept."""
+    _leave_out(cases, results)
+    wanted = args.systems or [
+        system.name for system in SYSTEMS.values() if not (args.quick and system.heavy)
+    ]
+    systems = []
+    for name in wanted:
+        if (why := SYSTEMS[name].missing()) is not None:
+            results.absent[name] = why
+        else:
+            systems.append(name)
+    try:
+        _measure(systems, cases, results, args.timeout)
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is written", file=sys.stderr)
+        results.interrupted = True
+
+
 def _leave_out(cases: list[Case], results: Results) -> None:
     """Skip what does not fit into memory: swapping would be all it measured."""
     free = psutil.virtual_memory().available
     for case in cases:
-        if case.nbytes * _COPIES_IN_MEMORY > free:
+        if not results.quick and case.nbytes * _COPIES_IN_MEMORY > free:
             results.skipped[case.name] = f"only {free >> 20} MB of memory are free"
 
 
@@ -148,9 +196,9 @@ def _measure(
     if timeout is None:
         timeout = _QUICK_TIMEOUT if results.quick else _TIMEOUT
     todo = [*_schedule(systems, cases, results)]
+    start = time.monotonic()
     for done, (repeat, system, name, nbytes) in enumerate(todo, 1):
         sample: Sample | None = None
-        said = ""
         try:
             sample = fresh.measure(
                 system,
@@ -159,8 +207,9 @@ def _measure(
                 workers=results.workers,
                 quick=results.quick,
                 timeout=timeout,
+                environment={} if system == LIMIT else SYSTEMS[system].environment,
             )
-            said = report.duration(sample.p50)
+            said = _said(system, name, sample)
         except fresh.Failed as failed:
             said = f"FAILED: {failed}"
             results.failures.append(Failure(system, name, repeat, str(failed)))
@@ -168,8 +217,15 @@ def _measure(
             results.limits.setdefault((name, nbytes), []).append(sample)
         else:
             results.samples.setdefault((name, system), []).append(sample)
-        line = f"[{done}/{len(todo)}] {report.label(system, name)}: {said}"
-        print(line, file=sys.stderr, flush=True)
+        passed = time.monotonic() - start
+        line = f"[{done}/{len(todo)}, {passed:.0f} s] {report.label(system, name)}"
+        print(f"{line}: {said}", file=sys.stderr, flush=True)
+
+
+def _said(system: str, name: str, sample: Sample) -> str:
+    if system == LIMIT:
+        return report.duration(sample.p50)
+    return report.amount(sample.p50, CASES[name])
 
 
 def _schedule(
@@ -185,14 +241,26 @@ def _schedule(
         for case in cases:
             if case.name in results.skipped:
                 continue
-            second = (MEMCPY, case.nbytes) if case.copies else (PING_PONG_ONE_CPU, 0)
-            for name, nbytes in ((PING_PONG, 0), second):
-                if (name, nbytes) not in known:
-                    known.add((name, nbytes))
-                    yield repeat, LIMIT, name, nbytes
-            first = repeat % len(systems)
-            for system in systems[first:] + systems[:first]:
+            there = [name for name in systems if SYSTEMS[name].takes_part(case)]
+            for term in _limits(case) if there else ():
+                if (term.case, term.nbytes) not in known:
+                    known.add((term.case, term.nbytes))
+                    yield repeat, LIMIT, term.case, term.nbytes
+            first = repeat % max(1, len(there))
+            for system in there[first:] + there[:first]:
                 yield repeat, system, case.name, case.nbytes
+
+
+def _limits(case: Case) -> Iterator[Term]:
+    """What must be measured to say how close to its limit a system is."""
+    targets = (
+        quantity.terms
+        for target in TARGETS
+        for quantity in (target.value, target.to)
+        if any(term.case == case.name for term in target.value.terms)
+    )
+    for terms in (case.limit.terms, *targets):
+        yield from (term for term in terms if term.system == LIMIT)
 
 
 def _run() -> int:

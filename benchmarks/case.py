@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from benchmarks.sampling import Plan, Sample
-from benchmarks.systems import Caller
+from benchmarks.quantities import NOTHING, Quantity
+from benchmarks.sampling import Sample
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,19 @@ class Case:
 
     Attributes:
         name: As given to ``--cases``; unique.
-        family: Also good for ``--cases``: all of its cases.
+        family: Also good for ``--cases``: all of its cases, which share a table.
         title: As shown in the table.
-        measure: Makes the calls, checks every result, raises ``WrongResult``.
-        nbytes: Of the array, 0 if there is none.
-        copies: How often the array is copied if each way costs one copy; the case's
-            limit is a ping-pong and so many ``memcpy``.
+        measure: Takes a :class:`benchmarks.systems.Caller` and a plan, makes the calls,
+            checks every result, raises ``WrongResult``.
+        nbytes: Of the array, 0 if there is none; a run leaves out what cannot fit.
+        limit: What bounds it; ratios are taken to that, or to shmexec if it is empty.
+        reuses: Many calls use the same input: systems may share it first.
+        needs_sharing: Only for systems that have a way to share.
+        needs_workers: Only for systems whose workers outlive a call.
+        opens: ``measure`` takes a function that opens the system, in place of a caller.
+        workers: So many, whatever the run says.
+        of_bytes: Figures are bytes, not seconds.
+        tail: Whether the 99th percentile is shown, too.
         quick: Whether it is part of a quick run.
         prepare: Called first, in the measuring process, for systems whose calls inherit
             its memory.
@@ -29,8 +37,15 @@ class Case:
     name: str
     family: str
     title: str
-    measure: Callable[[Caller, Plan], Sample]
+    measure: Callable[[Any, Any], Sample]
     nbytes: int = 0
-    copies: int = 0
+    limit: Quantity = NOTHING
+    reuses: bool = False
+    needs_sharing: bool = False
+    needs_workers: bool = False
+    opens: bool = False
+    workers: int | None = None
+    of_bytes: bool = False
+    tail: bool = False
     quick: bool = True
     prepare: Callable[[], object] | None = None

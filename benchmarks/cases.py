@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from benchmarks import arrays, latency
+from benchmarks import arrays, latency, memory, programs, sharing, start, throughput
 from benchmarks.case import Case
 
-CASES: dict[str, Case] = {case.name: case for case in (*latency.CASES, *arrays.CASES)}
+_MODULES = (latency, throughput, arrays, sharing, programs, start, memory)
+
+CASES: dict[str, Case] = {
+    case.name: case for module in _MODULES for case in module.CASES
+}
 
 
 def choose(names: list[str] | None, *, quick: bool) -> list[Case]:
     """The cases of these names or families; all of them if none are given.
 
-    A quick run leaves large arrays out, unless one is asked for by its own name.
+    A quick run leaves some out, unless one is asked for by its own name.
 
     Raises:
         KeyError: With the first name that is neither.

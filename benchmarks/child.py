@@ -10,14 +10,13 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 
 from benchmarks import limits
 from benchmarks.cases import CASES
+from benchmarks.quantities import LIMIT
 from benchmarks.sampling import Plan, Sample
 from benchmarks.systems import SYSTEMS
-
-LIMIT = "limit"
-"""Stands for a system: then the case is the name of a limit."""
 
 
 def measure(system_name: str, case_name: str, workers: int, plan: Plan) -> Sample:
@@ -25,7 +24,10 @@ def measure(system_name: str, case_name: str, workers: int, plan: Plan) -> Sampl
     case, system = CASES[case_name], SYSTEMS[system_name]
     if system.inherits and case.prepare is not None:
         case.prepare()
-    with system.open(workers) as caller:
+    opening = partial(system.open, case.workers or workers)
+    if case.opens:
+        return case.measure(opening, plan)
+    with opening() as caller:
         return case.measure(caller, plan)
 
 

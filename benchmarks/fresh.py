@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.sampling import Sample
@@ -32,13 +33,20 @@ class Failed(Exception):
 
 
 def measure(
-    system: str, case: str, *, nbytes: int, workers: int, quick: bool, timeout: float
+    system: str,
+    case: str,
+    *,
+    nbytes: int,
+    workers: int,
+    quick: bool,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
 ) -> Sample:
-    """Run :mod:`benchmarks.child` in a new process group.
+    """Run :mod:`benchmarks.child` in a new session.
 
     Raises:
         Failed: If it gave a wrong result, broke, or left a process behind, or if that
-            took longer than ``timeout`` seconds; its whole group is killed then.
+            took longer than ``timeout`` seconds; the whole session is killed then.
     """
     command = [sys.executable, "-m", "benchmarks.child", system, case]
     command += ["--nbytes", str(nbytes), "--workers", str(workers)]
@@ -46,7 +54,7 @@ def measure(
     process = subprocess.Popen(
         command,
         cwd=_FOLDER,
-        env={**os.environ, **_ONE_THREAD},
+        env={**os.environ, **_ONE_THREAD, **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,11 +74,17 @@ def measure(
     except BaseException:
         _end(process)
         raise
+    finally:
+        _end_session(process.pid)
     if process.returncode != 0:
-        lines = errors.strip().splitlines()
-        msg = lines[-1] if lines else f"exit status {process.returncode}"
-        raise Failed(msg)
+        raise Failed(_last_words(errors) or f"exit status {process.returncode}")
     return _read(output)
+
+
+def _last_words(errors: str) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
 def _has_ended(process: subprocess.Popen[str]) -> bool:
@@ -88,6 +102,16 @@ def _end(process: subprocess.Popen[str]) -> None:
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
+
+
+def _end_session(leader: int) -> None:
+    """Kill what is left of a session: some systems' servers leave the group."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = (entry / "stat").read_text(encoding="utf-8")
+                if int(stat.rpartition(")")[2].split()[3]) == leader:
+                    os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _read(output: str) -> Sample:

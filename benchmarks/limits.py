@@ -21,11 +21,8 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks import work
+from benchmarks.quantities import MEMCPY, PING_PONG_ONE_CPU
 from benchmarks.sampling import Plan, Sample, check, sample
-
-PING_PONG = "ping-pong"
-PING_PONG_ONE_CPU = "ping-pong on one CPU"
-MEMCPY = "memcpy"
 
 _MESSAGE = bytes(64)
 

@@ -1,4 +1,4 @@
-"""From samples to a table: medians over the repeats, their spread, and ratios.
+"""From figures to Markdown: a table for each family of cases, and one of the targets.
 
 Ratios are taken within a repeat, where both figures come from the same minute, and their
 median is shown. They carry over to other machines better than times do.
@@ -6,170 +6,292 @@ median is shown. They carry over to other machines better than times do.
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks.case import Case
-from benchmarks.child import LIMIT
-from benchmarks.limits import MEMCPY, PING_PONG, PING_PONG_ONE_CPU
-from benchmarks.sampling import Sample
-from benchmarks.systems import FORK_PER_CALL, SYSTEMS
+from benchmarks.cases import CASES
+from benchmarks.quantities import LIMIT
+from benchmarks.results import Figures, Results, known, median, ratios
+from benchmarks.systems import IN_PROCESS, SHARE, SHMEXEC, SYSTEMS
+from benchmarks.targets import TARGETS, Target
 
 NONE = "-"
 
+FAMILIES = {
+    "noop": "Calls that do nothing",
+    "in": "An array in",
+    "out": "An array out, made by the call",
+    "both": "An array there and back",
+    "shared": "An array that is ready for many calls",
+    "reuse": "One array, many calls, with all it takes to share it",
+    "programs": "Whole programs",
+    "start": "Start",
+    "memory": "Memory (PSS)",
+}
 
-@dataclass(frozen=True)
-class Failure:
-    """A measurement that gave no figures."""
+README_CASES = (
+    "noop-latency",
+    "noop-submit",
+    "noop-map-chunked",
+    "in-1MB",
+    "in-64MB",
+    "out-64MB",
+    "both-1MB",
+    "both-64MB",
+    "both-512MB",
+    "shared-64MB",
+    "plus-64MB",
+    "reuse-512MB",
+    "broadcast-256MB",
+    "slices-160MB",
+    "mlp",
+    "frame-in",
+    "frame-both",
+    "import",
+    "start-first",
+    "start-next",
+    "peak-512MB",
+    "idle-8",
+)
 
-    system: str
-    case: str
-    repeat: int
-    why: str
-
-
-@dataclass
-class Results:
-    """All that a run measured.
-
-    ``samples`` and ``limits`` hold one sample for each repeat, None where it failed.
-    The keys are (case, system), and (limit, bytes).
-    """
-
-    workers: int
-    repeats: int
-    quick: bool
-    samples: dict[tuple[str, str], list[Sample | None]] = field(default_factory=dict)
-    limits: dict[tuple[str, int], list[Sample | None]] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
-Times = list[float | None]
-
-
-def p50s(samples: Iterable[Sample | None]) -> Times:
-    """The median of each repeat."""
-    return [None if sample is None else sample.p50 for sample in samples]
-
-
-def limit_of(case: Case, results: Results) -> tuple[str, Times]:
-    """What bounds the case, and its seconds in each repeat."""
-    ping_pong = p50s(results.limits.get((PING_PONG, 0), []))
-    if not case.copies:
-        return PING_PONG, ping_pong
-    memcpy = p50s(results.limits.get((MEMCPY, case.nbytes), []))
-    name = MEMCPY if case.copies == 1 else f"{case.copies} {MEMCPY}"
-    return f"{PING_PONG} + {name}", [
-        None if one is None or other is None else one + case.copies * other
-        for one, other in zip(ping_pong, memcpy, strict=True)
-    ]
+_BEGIN, _END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
-def ratios(times: Times, to: Times) -> Times:
-    """Repeat by repeat."""
-    return [
-        None if one is None or not other else one / other
-        for one, other in zip(times, to, strict=bool(to))
-    ]
+def ours(case: Case) -> str:
+    """The system that others are compared with."""
+    return SHARE if case.reuses else SHMEXEC
+
+
+def unit_of(case: Case, results: Results) -> tuple[str, Figures]:
+    """What ratios in this case are taken to: its name, and its figure in each repeat."""
+    if case.limit:
+        return str(case.limit), results.values(case.limit)
+    return SYSTEMS[ours(case)].title, results.figures(ours(case), case.name)
+
+
+# -- all tables ------------------------------------------------------------------------
 
 
 def markdown(results: Results, cases: Sequence[Case]) -> str:
-    """The table, what it says about the machine, and what went wrong."""
-    lines = [
-        *_heading(results),
-        "",
-        "| case | system | ratio to limit | to fork per call | time | spread | p99 |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for case in cases:
-        lines += _rows(case, results)
-    notes = [f"- {case} skipped: {why}" for case, why in results.skipped.items()] + [
-        f"- FAILED: {f.system}, {f.case}, repeat {f.repeat + 1}: {f.why}"
-        for f in results.failures
-    ]
-    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
+    """All tables, what they say about the machine, and what went wrong."""
+    lines = [_how(results), "", _where(results)]
+    for family, title in FAMILIES.items():
+        of_family = [case for case in cases if case.family == family]
+        lines += _table(title, of_family, results) if of_family else []
+    lines += target_table(results)
+    lines += _notes(results)
+    return "\n".join(lines) + "\n"
 
 
-def _heading(results: Results) -> list[str]:
-    machine = environment()
-    kind = "A quick run: fewer calls, small arrays. " if results.quick else ""
-    how = (
+def _how(results: Results) -> str:
+    kind = (
+        "A quick run: fewer calls, one size, whole programs shrunk. "
+        if results.quick
+        else ""
+    )
+    kind += "Interrupted: not all repeats are there. " if results.interrupted else ""
+    return (
         f"{kind}Medians over {results.repeats} interleaved repeats, each in a fresh "
         f"process; {results.workers} workers, one BLAS thread each. Less is better. "
-        "Ratios compare figures of the same repeat, smallest to largest in brackets. "
-        "Times, their spread and the 99th percentile are absolute, and this machine's."
+        "Beside each figure its ratio to the first row's, from the same repeats, with "
+        "the smallest and the largest of them; the best is bold. A system that would "
+        "take long makes fewer calls, and is scaled up."
     )
-    where = (
-        f"{machine['date']}; {machine['cpu']}, {machine['cpus']} CPUs; "
-        f"{machine['system']}; Python {machine['python']}, NumPy {machine['numpy']}."
-    )
-    return [how, "", where]
 
 
-def _rows(case: Case, results: Results) -> list[str]:
-    if case.name in results.skipped:
+def _where(results: Results) -> str:
+    machine = results.environment
+    packages = "".join(
+        f", {name} {version}" for name, version in machine["packages"].items()
+    )
+    return (
+        f"{machine['date']}; {machine['cpu']}, {machine['cpus']} CPUs, "
+        f"{machine['memory'] / 2**30:.0f} GB; {machine['system']}; "
+        f"Python {machine['python']}, NumPy {machine['numpy']}{packages}."
+    )
+
+
+def _table(title: str, cases: Sequence[Case], results: Results) -> list[str]:
+    cases = [case for case in cases if case.name not in results.skipped]
+    if not cases:
         return []
-    name, limit = limit_of(case, results)
-    per_call = p50s(results.samples.get((case.name, FORK_PER_CALL), []))
-    rows = [_row(case.title, f"*limit: {name}*", limit, limit, per_call, [])]
-    if not case.copies:
-        one_cpu = p50s(results.limits.get((PING_PONG_ONE_CPU, 0), []))
-        rows.append(
-            _row(case.title, f"*{PING_PONG_ONE_CPU}*", one_cpu, limit, per_call, [])
-        )
-    for key, system in SYSTEMS.items():
-        samples = results.samples.get((case.name, key))
-        if samples is not None:
-            p99s = [s.p99 for s in samples if s is not None]
-            rows.append(
-                _row(case.title, system.title, p50s(samples), limit, per_call, p99s)
-            )
-    return rows
-
-
-def _row(
-    title: str, system: str, times: Times, limit: Times, per_call: Times, p99s: Times
-) -> str:
-    known = [time for time in times if time is not None]
-    spread = f"{duration(min(known))} to {duration(max(known))}" if known else NONE
-    cells = [
-        title,
-        system,
-        _ratio(ratios(times, limit), spread=True),
-        _ratio(ratios(times, per_call)),
-        duration(_median(times, None)) if known else "FAILED",
-        spread,
-        duration(_median(p99s, None)),
+    heads, firsts = ["system"], ["*1 ×*"]
+    columns: list[dict[str, str]] = []
+    for case in cases:
+        name, unit = unit_of(case, results)
+        heads.append(case.title)
+        firsts.append(f"*{name}: {amount(median(unit), case)}*")
+        columns.append(_column(case, results, unit))
+        if case.tail:
+            heads.append("p99")
+            firsts.append("")
+            columns.append(_tails(case, results))
+    rows = [
+        [SYSTEMS[name].title, *(column.get(name, NONE) for column in columns)]
+        for name in SYSTEMS
+        if any(name in column for column in columns)
     ]
+    aligned = f"|---|{'--:|' * len(columns)}"
+    return ["", f"### {title}", "", _line(heads), aligned, *map(_line, [firsts, *rows])]
+
+
+def _column(case: Case, results: Results, unit: Figures) -> dict[str, str]:
+    cells: dict[str, str] = {}
+    figures = {
+        name: results.figures(name, case.name)
+        for name in SYSTEMS
+        if (case.name, name) in results.samples
+    }
+    middles = {name: median(values) for name, values in figures.items()}
+    rivals = known(middle for name, middle in middles.items() if name != IN_PROCESS)
+    for name, values in figures.items():
+        middle = middles[name]
+        if middle is None:
+            cells[name] = "FAILED"
+            continue
+        text = amount(middle, case)
+        bold = name != IN_PROCESS and middle == min(rivals)
+        text = f"**{text}**" if bold else text
+        cells[name] = f"{text}, {_ratio(ratios(values, unit))}"
+    return cells
+
+
+def _tails(case: Case, results: Results) -> dict[str, str]:
+    return {
+        name: amount(median(results.tails(name, case.name)), case)
+        for name in SYSTEMS
+        if (case.name, name) in results.samples
+    }
+
+
+def _ratio(figures: Figures) -> str:
+    there = known(figures)
+    if not there:
+        return NONE
+    middle, least, most = map(digits, (median(there) or 0.0, min(there), max(there)))
+    return f"{middle} × ({least}–{most})" if least != most else f"{middle} ×"
+
+
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _median(values: Times, default: Any) -> Any:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else default
+def _notes(results: Results) -> list[str]:
+    notes = [f"- {case} skipped: {why}" for case, why in results.skipped.items()]
+    notes += [f"- {SYSTEMS[name].title}: {why}" for name, why in results.absent.items()]
+    notes += [
+        f"- FAILED: {f.system}, {f.case}, repeat {f.repeat + 1}: {f.why}"
+        for f in results.failures
+    ]
+    return ["", *notes] if notes else []
 
 
-def _ratio(values: Times, *, spread: bool = False) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return NONE
-    middle, least, most = map(
-        _two_digits, (statistics.median(known), min(known), max(known))
+# -- targets ---------------------------------------------------------------------------
+
+
+def target_table(results: Results) -> list[str]:
+    """Those targets that this run measured; none for a quick run, whose work differs."""
+    rows = [
+        _line([target.title, target.goal, _measured(target, value), _verdict(met)])
+        for target in TARGETS
+        if not results.quick and (value := target.measured(results)) is not None
+        for met in [target.met(value)]
+    ]
+    head = [
+        "",
+        "### Targets",
+        "",
+        "| case | target | measured | met? |",
+        "|---|---|--:|---|",
+    ]
+    return [*head, *rows] if rows else []
+
+
+def _verdict(met: bool) -> str:
+    return "yes" if met else "**no**"
+
+
+def _measured(target: Target, value: float) -> str:
+    return duration(value) if target.unit else f"{digits(value)} ×"
+
+
+# -- the README ------------------------------------------------------------------------
+
+
+def readme_table(results: Results) -> str:
+    """One row for each main case: shmexec's figure, and how many times that others take."""
+    rivals = [
+        name
+        for name, system in SYSTEMS.items()
+        if not system.ours and any(key[1] == name for key in results.samples)
+    ]
+    lines = [
+        _line(["", "shmexec", *(SYSTEMS[name].title for name in rivals)]),
+        f"|---|{'--:|' * (1 + len(rivals))}",
+    ]
+    for case in (CASES[name] for name in README_CASES):
+        own = results.figures(ours(case), case.name)
+        if median(own) is None:
+            continue
+        mark = "¹" if case.reuses else ""
+        cells = [case.title + mark, amount(median(own), case)]
+        for name in rivals:
+            ratio = median(ratios(results.figures(name, case.name), own))
+            text = NONE if ratio is None else f"{digits(ratio)} ×"
+            cells.append(f"**{text}**" if ratio is not None and ratio < 1 else text)
+        lines.append(_line(cells))
+    how = (
+        f"{results.workers} workers, one BLAS thread each; medians of "
+        f"{results.repeats} interleaved repeats, each in a fresh process. "
+        "Others as multiples of shmexec; where that is below 1, in bold, they win."
     )
-    return f"{middle} ({least} to {most})" if spread and least != most else middle
+    note = (
+        "¹ The input is used by many calls: `share`d with shmexec, `ray.put`, `scatter`, "
+        "`shared_objects` or memory-mapped where a system has that."
+    )
+    return "\n".join(
+        [
+            f"{_where(results)} {how}",
+            "",
+            *lines,
+            "",
+            note,
+            *target_table(results),
+            *_notes(results),
+        ]
+    )
 
 
-def _two_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+def write_readme(path: Path, results: Results) -> None:
+    """Put the table between the two markers of a file.
+
+    Raises:
+        ValueError: If they are not there.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        msg = f"{path}: no lines {_BEGIN!r} and {_END!r}"
+        raise ValueError(msg)
+    table = readme_table(results)
+    path.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")
+
+
+# -- figures ---------------------------------------------------------------------------
+
+
+def digits(value: float) -> str:
+    """Two digits that count, as a plain number."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def amount(value: float | None, case: Case) -> str:
+    """In the case's unit."""
+    if case.of_bytes and value is not None:
+        return f"{value / 2**20:.0f} MB"
+    return duration(value)
 
 
 def duration(seconds: float | None) -> str:
@@ -177,63 +299,12 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return NONE
     value, unit = seconds * 1e6, "µs"
-    if seconds >= 1:
+    if abs(seconds) >= 1:
         value, unit = seconds, "s"
-    elif seconds >= 1e-3:
+    elif abs(seconds) >= 1e-3:
         value, unit = seconds * 1e3, "ms"
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-
-
-def environment() -> dict[str, Any]:
-    """The kind of machine, and the versions that matter."""
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _cpu(),
-        "cpus": _usable_cpus(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.machine()
-
-
-def as_json(results: Results) -> dict[str, Any]:
-    """Everything, for other programs; times in seconds."""
-    return {
-        "environment": environment(),
-        "workers": results.workers,
-        "repeats": results.repeats,
-        "quick": results.quick,
-        "samples": [
-            {"case": case, "system": system, "repeat": repeat, **asdict(sample)}
-            for (case, system), samples in results.samples.items()
-            for repeat, sample in enumerate(samples)
-            if sample is not None
-        ],
-        "limits": [
-            {"limit": name, "nbytes": nbytes, "repeat": repeat, **asdict(sample)}
-            for (name, nbytes), samples in results.limits.items()
-            for repeat, sample in enumerate(samples)
-            if sample is not None
-        ],
-        "failures": [asdict(failure) for failure in results.failures],
-        "skipped": results.skipped,
-    }
+    size = abs(value)
+    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2}f} {unit}"
 
 
 def label(system: str, case: str) -> str:

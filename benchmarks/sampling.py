@@ -12,6 +12,10 @@ MB = 1 << 20
 P99_FROM = 100
 """Samples below which a 99th percentile means nothing."""
 
+_SHRINK = 64
+_HARD_STOP = 3
+"""Times ``Plan.seconds`` after which not even ``Plan.least`` is waited for."""
+
 
 class WrongResult(Exception):
     """A call returned something else than it should have."""
@@ -24,28 +28,36 @@ class Plan:
     Attributes:
         calls: Timed calls at most.
         seconds: Of timed calls, about; a slow system makes fewer of them.
-        least: Timed calls at least, however slow.
-        warm_up: Calls before those: workers started, code imported, pages mapped.
+        least: Timed calls at least, unless they take a multiple of ``seconds``.
+        warm_up: Calls before those: workers started, code imported, pages mapped. Fewer
+            if they take half of ``seconds``; one at least.
+        quick: Whether fixed amounts of work are made smaller, too.
     """
 
     calls: int
     seconds: float
     least: int
     warm_up: int
+    quick: bool = False
 
     @classmethod
     def of(cls, nbytes: int, *, quick: bool) -> Plan:
         """What is right for arrays of this size; 0 for no array."""
-        if nbytes >= 16 * MB:
-            return cls(5, 0.5, 2, 2) if quick else cls(20, 3.0, 3, 4)
         if quick:
-            return cls(400, 0.2, 10, 20)
-        return cls(5000, 2.0, 50, 200)
+            large = nbytes >= 16 * MB
+            return cls(3, 0.1, 1, 1, True) if large else cls(200, 0.1, 5, 5, True)
+        if nbytes >= 16 * MB:
+            return cls(20, 1.2, 3, 3)
+        return cls(5000, 1.0, 20, 100)
+
+    def amount(self, full: int, *, least: int = 1) -> int:
+        """So much work, or a small part of it in a quick run."""
+        return max(least, full // _SHRINK) if self.quick else full
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one process measured: seconds per call.
+    """What one process measured: seconds (or bytes) per call.
 
     Attributes:
         p50: Their median, or the mean if calls were not timed one by one.
@@ -66,12 +78,17 @@ def sample(once: Callable[[int], float], plan: Plan) -> Sample:
             took. Its argument differs each time.
         plan: How often.
     """
+    start = perf_counter()
     for token in range(plan.warm_up):
         once(-1 - token)
+        if perf_counter() - start > plan.seconds / 2:
+            break
     times: list[float] = []
-    end = perf_counter() + plan.seconds
+    start = perf_counter()
     while len(times) < plan.calls:
-        if len(times) >= plan.least and perf_counter() >= end:
+        passed = perf_counter() - start
+        enough = 1 if passed >= _HARD_STOP * plan.seconds else plan.least
+        if len(times) >= enough and passed >= plan.seconds:
             break
         times.append(once(1 + len(times)))
     p99 = statistics.quantiles(times, n=100)[-1] if len(times) >= P99_FROM else None
