@@ -73,8 +73,9 @@ def peak(nbytes: int, opening: Opening, plan: Plan) -> Sample:
     try:
         with opening() as caller:
             there_and_back(nbytes, caller, few)
-            most, _ = watch.communicate()  # ends when its stdin is closed, here or by
-    finally:  # the death of this process
+            most, _ = watch.communicate(b"\n")  # end of file would not do: forked
+            # workers have the pipe, too; if all of this dies, it comes, and suffices
+    finally:
         watch.kill()
         watch.wait()
     return Sample(float(int(most) - before), None, few.calls)
@@ -96,7 +97,7 @@ def idle(opening: Opening, _plan: Plan) -> Sample:
 
 
 def _watch(root: int) -> int:
-    """Print the most that a tree took, when stdin is closed."""
+    """Print the most that a tree took, when something comes on stdin, or its end."""
     import select
 
     most = 0
