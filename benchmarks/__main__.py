@@ -80,7 +80,7 @@ def _write(args: argparse.Namespace, cases: list[Case], results: Results) -> Non
     if args.plot is not None:
         plot.draw(results, cases, args.plot)
     if args.readme is not None:
-        report.write_readme(args.readme, results)
+        report.write_readme(args.readme, results, args.plot)
     print(table, end="", flush=True)
 
 
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--readme",
         type=Path,
         metavar="FILE",
-        help="write the main table between the two markers of this file",
+        help="write the main table, and the plot's place, between two markers there",
     )
     add(
         "--load",

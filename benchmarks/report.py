@@ -6,6 +6,7 @@ median is shown. They carry over to other machines better than times do.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -263,8 +264,8 @@ def readme_table(results: Results) -> str:
     )
 
 
-def write_readme(path: Path, results: Results) -> None:
-    """Put the table between the two markers of a file.
+def write_readme(path: Path, results: Results, figure: Path | None = None) -> None:
+    """Put the table, and the figure if there is one, between two markers of a file.
 
     Raises:
         ValueError: If they are not there.
@@ -276,6 +277,10 @@ def write_readme(path: Path, results: Results) -> None:
         msg = f"{path}: no lines {_BEGIN!r} and {_END!r}"
         raise ValueError(msg)
     table = readme_table(results)
+    if figure is not None:
+        place = os.path.relpath(figure, path.parent).replace(os.sep, "/")
+        words = "Every system in every case, relative to shmexec, on a logarithmic axis"
+        table = f"![{words}]({place})\n\n{table}"
     path.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")
 
 

@@ -47,8 +47,8 @@ class Plan:
             large = nbytes >= 16 * MB
             return cls(3, 0.1, 1, 1, True) if large else cls(200, 0.1, 5, 5, True)
         if nbytes >= 16 * MB:
-            return cls(20, 1.2, 3, 3)
-        return cls(5000, 1.0, 20, 100)
+            return cls(20, 0.8, 3, 3)
+        return cls(5000, 0.6, 20, 100)
 
     def amount(self, full: int, *, least: int = 1) -> int:
         """So much work, or a small part of it in a quick run."""

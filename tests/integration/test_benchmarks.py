@@ -378,6 +378,8 @@ def test_the_readme_gets_the_table_between_its_markers(tmp_path):
     header, _, noop, *_ = rows(text)
     assert header == ["", "shmexec", "multiprocessing.Pool", "Ray"]
     assert noop == ["one call", "30.0 µs", "2 ×", "75 ×"]
+    write_readme(readme, measured(**NOOPS), tmp_path / "pictures" / "out.svg")
+    assert "](pictures/out.svg)\n" in readme.read_text(encoding="utf-8")
     readme.write_text("no markers", encoding="utf-8")
     with pytest.raises(ValueError, match="benchmarks: begin"):
         write_readme(readme, measured(**NOOPS))
