@@ -21,6 +21,7 @@ def run_chunk(fn: Callable[..., Any], items: Sequence[Any], star: bool) -> Any:
 
     results: list[Any] = []
     failed = None
+    item: Any = ()
     started = perf_counter()
     try:
         # Not map(): a StopIteration of fn's would end it without a word.
@@ -29,7 +30,7 @@ def run_chunk(fn: Callable[..., Any], items: Sequence[Any], star: bool) -> Any:
                 results.append(fn(*item))  # noqa: PERF401  (an error leaves the rest)
         else:
             for item in items:
-                results.append(fn(item))  # noqa: PERF401
+                results.append(fn(item))
     except Exception as error:  # noqa: BLE001  (it is part of the answer)
         note_read_only(error, fn, item if star else (item,), {})
         failed = bytes(pickle_error(error, skip=1).payload)
