@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import InvalidStateError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -297,12 +298,12 @@ def resolve(outcome: Outcome) -> None:
     try:
         if outcome.cancelled:
             future.settle_cancelled()
-        elif future.settled:
-            return
         elif error is not None:
             future.set_exception(error)
         else:
             future.set_result(result)
+    except InvalidStateError:
+        pass  # another thread was quicker
     finally:
         _resolving.active = before
 

@@ -190,6 +190,10 @@ class WorkerProcess:
             method = "spawn"
             self._process = WorkerMain(_POPENS[method], config)
             self._process.start()
+        # Nobody else may collect it: multiprocessing does so with all children whenever
+        # a process is started, and between that and noting its exit code in another
+        # thread, the code is known to nobody.
+        process._children.discard(self._process)  # type: ignore[attr-defined] # noqa: SLF001
         self.pid: int = self._process.pid or 0
         self._pidfd = -1
         if hasattr(os, "pidfd_open"):
