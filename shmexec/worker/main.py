@@ -186,7 +186,7 @@ class _Worker:
             if started >= deadline:
                 break
             deadline = message.seconds
-            call = Message(Kind.CALL, request, key=message.key, payload=payload)
+            call = Message(Kind.CALL, request, 0, 0, 0.0, (), (), message.key, payload)
             kind, pickled = self._execute(call)
             seconds = now() - started
             if os.getpid() != self._pid:

@@ -14,9 +14,12 @@ from shmexec.wire.messages import (
     MalformedMessage,
     Message,
     Mode,
+    PackedResult,
     Ref,
     decode,
+    decode_results,
     encode,
+    encode_result,
     in_batches,
 )
 
@@ -109,6 +112,41 @@ def test_in_batches_loses_nothing(numbers):
     batches = list(in_batches(numbers))
     assert [number for batch in batches for number in batch] == numbers
     assert all(0 < len(batch) <= LEASES_AT_MOST for batch in batches)
+
+
+packed = st.builds(
+    PackedResult,
+    st.integers(0, 2**64 - 1),
+    st.sampled_from([Kind.RESULT, Kind.ERROR]),
+    st.floats(allow_nan=False),
+    st.binary(max_size=40),
+)
+
+
+@quick
+@given(st.lists(packed, max_size=6))
+def test_packed_results_come_back(results):
+    data = b"".join([encode_result(*result) for result in results])
+    assert decode_results(data) == results
+
+
+@quick
+@given(st.lists(packed, min_size=1, max_size=4), st.data())
+def test_cut_packed_results_are_malformed(results, data):
+    parts = [encode_result(*result) for result in results]
+    cut = data.draw(st.integers(1, len(parts[-1]) - 1))
+    with pytest.raises(MalformedMessage):
+        decode_results(b"".join(parts)[:-cut])
+
+
+@quick
+@given(st.binary(max_size=80))
+def test_what_is_no_packed_result_is_malformed(data):
+    try:
+        results = decode_results(data)
+    except MalformedMessage:
+        return
+    assert b"".join([encode_result(*result) for result in results]) == data
 
 
 # -- streams ---------------------------------------------------------------------------

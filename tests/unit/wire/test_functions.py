@@ -44,6 +44,17 @@ def test_by_name_if_importable(fn):
     assert find_by_name(ref.key) is fn
 
 
+def test_a_name_is_looked_up_each_time(monkeypatch):
+    original = module_level
+    by_name = describe(original)
+    assert describe(original) is by_name
+    with monkeypatch.context() as patch:
+        # By now the name says another function: this one must go by value.
+        patch.setitem(globals(), "module_level", math.sqrt)
+        assert is_digest(describe(original).key)
+    assert describe(original) == by_name
+
+
 @pytest.mark.parametrize(
     "fn",
     [functools.partial(module_level, 1), Class.bound, operator.itemgetter(1), np.add],
