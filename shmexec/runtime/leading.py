@@ -159,7 +159,8 @@ class Leading:
         try:
             # Whoever leads may just be waiting for the interpreter.
             got.extend(map(self._lead.acquire, (True,), (GLANCE,)))
-            if got[0]:
+            # A pool that has ended has closed what would be polled.
+            if got[0] and not pool.finished():
                 self._led += 1
                 self._read(0.0)
         finally:

@@ -193,7 +193,7 @@ class Pool:
         """Hand a packed call to the scheduler."""
         try:
             with self._lock, self._whole:
-                if self._closed or self._machine.broken:
+                if self._closed or self._machine.broken or self.torn is not None:
                     self.check_open()
                 call.number = number = next(self._numbers)
                 call.future.attach(self, number)
@@ -226,6 +226,7 @@ class Pool:
         ):
             self.leading.wake()
         elif self._since_glance >= GLANCE_AFTER and calls.may_block():
+            # Not in a callback, nor under an event loop.
             self._since_glance = 0
             self.leading.glance()
         return call.future
@@ -657,8 +658,8 @@ class Pool:
             if message.spilled:
                 payload, views = views[-1], views[:-1]
             # Noted before it is forgotten: an interrupt in between loses nothing.
-            self._outcomes[call.number] = Outcome(
-                call, kind, payload, views, warning=warning
+            self._outcomes[number] = Outcome(
+                call, kind, payload, views, None, False, warning
             )
             self._forget(call.number)
         ok, seconds = kind is Kind.RESULT, message.seconds
