@@ -481,13 +481,13 @@ class Pool:
         handle = self._workers.get(number)
         if handle is None:
             return
-        begun = handle.begun()
+        pack, begun = handle.pack, handle.begun()
         while self._take_reply(handle, handle.replies.fileno()):
             pass
         self._empty_inbox()
         worker = self._machine.workers.get(number)
-        if worker is None or worker.look_at is None or now() < worker.look_at:
-            return  # it has ended meanwhile
+        if worker is None or worker.look_at is None or handle.pack is not pack:
+            return  # it has ended meanwhile; what was read tells nothing of the next one
         self._on_results(handle, handle.logged(begun), ended=False)
         self._handle(r.PackExpired(number, begun))
 

@@ -203,6 +203,9 @@ class _Worker:
                 self._send_results(results, ended=False)
                 size = 0
         self._send_results(results, ended=True)
+        # The last mark may be that of a call which did not begin here, and may come
+        # again. Not before the results are sent: the parent may be looking.
+        os.pwrite(self._mark, bytes(MARK_BYTES), 0)
 
     def _send_results(self, results: list[bytes], *, ended: bool) -> None:
         *others, last = [*in_batches(self._memory.ended())] or [()]

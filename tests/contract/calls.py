@@ -377,6 +377,9 @@ def act(what: str, where: Any = None, value: Any = None) -> Any:
     elif what == "note and wait":
         note(where.folder + "/notes", str(value))
         where.wait()
+    elif what == "note and nap":
+        note(where, str(value))
+        time.sleep(0.012)
     elif what == "note and die":
         note(where, str(value))
         kill_me()

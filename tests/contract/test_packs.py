@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import CancelledError, wait
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 import shmexec
+from shmexec.runtime.pool import Pool
+from shmexec.runtime.workers import WorkerHandle
+from shmexec.scheduler.machine import PACK_PATIENCE, Machine
 from shmexec.wire.functions import describe
 from tests.contract import calls
 
@@ -17,8 +21,6 @@ from tests.contract import calls
 @pytest.fixture
 def packs(monkeypatch):
     """Numbers of the calls of each pack that was sent."""
-    from shmexec.scheduler.machine import Machine
-
     seen = []
     start = Machine._start_pack
 
@@ -212,3 +214,31 @@ def test_callbacks_come_while_a_later_one_is_at_work(one_pack, make_gate):
     assert not futures[1].done()
     gate.open()
     futures[1].result(20)
+
+
+def test_each_runs_once_when_the_parent_is_slow(make_executor, monkeypatch, tmp_path):
+    """What it read of one pack must not be taken for something about the next."""
+    begun, empty_inbox = WorkerHandle.begun, Pool._empty_inbox
+
+    def slow_begun(self):
+        mark = begun(self)
+        never.wait(PACK_PATIENCE * 2)  # the pack may end meanwhile
+        return mark
+
+    def slow_empty_inbox(self):
+        empty_inbox(self)
+        never.wait(PACK_PATIENCE * 1.5)  # and the next one run, in part
+
+    never = threading.Event()
+    notes = str(tmp_path / "notes")
+    executor = make_executor(2)
+    executor.submit(calls.act, "say").result(20)
+    monkeypatch.setattr(WorkerHandle, "begun", slow_begun)
+    monkeypatch.setattr(Pool, "_empty_inbox", slow_empty_inbox)
+    futures = []
+    for i in range(300):
+        what = "note and nap" if i % 10 == 3 else "note"
+        executor._pool._machine._seconds[describe(calls.act).key] = 1e-6
+        futures.append(executor.submit(calls.act, what, notes, i))
+    assert [future.result(20) for future in futures] == [*range(300)]
+    assert sorted(map(int, _notes(notes))) == [*range(300)]
