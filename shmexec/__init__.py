@@ -15,6 +15,7 @@ _HOME = {
     "Executor": "shmexec.executor",
     "Future": "shmexec.runtime.futures",
     "ForkPerCallExecutor": "shmexec.forkpercall",
+    "Shared": "shmexec.wire.objects",
     "Stats": "shmexec.stats",
     "WorkerStats": "shmexec.stats",
     "asarray": "shmexec.sharing",
@@ -38,6 +39,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "SerializationError",
+    "Shared",
     "SharedMemoryFull",
     "ShmexecError",
     "Stats",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
         zeros,
     )
     from shmexec.stats import Stats, WorkerStats
+    from shmexec.wire.objects import Shared
 
 
 def __getattr__(name: str) -> object:

@@ -52,10 +52,6 @@ ITEM_SECONDS = 2e-7
 class Backend(Protocol):
     """Where calls run."""
 
-    @property
-    def in_process(self) -> bool:
-        """Whether calls run in this process, on the very arrays they are given."""
-
     def submit(
         self,
         fn: Callable[..., Any],
@@ -74,6 +70,9 @@ class Backend(Protocol):
 
     def count_copied(self, nbytes: int) -> None:
         """Note that bytes of an argument were copied into a block."""
+
+    def can_write(self, array: np.ndarray) -> bool:
+        """Whether calls that are given this array write to it itself, not to a copy."""
 
     def give_back(self, block: Any) -> None:
         """Let the block go."""
@@ -520,7 +519,7 @@ class _Target:
         """What to send so that a worker writes these rows; None: it sends them back."""
         if self.array is None:
             return None
-        if self._backend.in_process:
+        if self._backend.can_write(self.array):
             return self.array[start:stop]
         if self._file is not None:
             return self._file.rows(start, stop)

@@ -236,7 +236,8 @@ class Executor(BaseExecutor):
             *more: Arrays of the same length, split alike.
             batch_size: Rows per batch. Default: four batches for each worker.
             out: Where results go: an array, an ``np.memmap`` opened ``"r+"`` or ``"w+"``,
-                or a callable ``out(shape, dtype)`` that makes one when the first batch
+                an array shared ``"r+"`` (workers write to these two directly), or a
+                callable ``out(shape, dtype)`` that makes one when the first batch
                 has told what is needed. Must not overlap an input. Default: a new
                 array.
             progress: True shows a tqdm bar; a callable is given the rows of each batch.

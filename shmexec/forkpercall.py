@@ -445,6 +445,10 @@ def _outcome(
     fn: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[Any]:
     try:
+        # Who never shared an object has not imported this, and no handles.
+        objects = sys.modules.get("shmexec.wire.objects")
+        if objects is not None:
+            fn, args, kwargs = objects.with_values((fn, args, kwargs))
         value = fn(*args, **kwargs)
     except BaseException as error:  # noqa: BLE001  (SystemExit too is the call's answer)
         return _failure(_RAISED, error)

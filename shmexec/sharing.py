@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 import numpy as np
 
@@ -21,24 +21,34 @@ from shmexec.memory.views import Loan, Sharing, loan_of
 from shmexec.options import native_wanted, segment_kind
 from shmexec.runtime import lifecycle
 from shmexec.runtime.calls import RoomMaker
+from shmexec.wire.objects import PackedObject, Shared
 from shmexec.wire.pickling import is_masked, pickles_like_ndarray, rebuild_masked
 
+A = TypeVar("A", bound=np.ndarray)
 T = TypeVar("T")
 
 __all__ = ["asarray", "empty", "empty_like", "full", "share", "shared_arrays", "zeros"]
 
 
-def share(x: T, mode: Sharing = "r") -> T:
+@overload
+def share(x: A, mode: Sharing = "r") -> A: ...  # type: ignore[overload-overlap]
+@overload
+def share(x: T, mode: Literal["r"] = "r") -> Shared[T]: ...
+def share(x: Any, mode: Sharing = "r") -> Any:
     """Put an array where calls get it, and any view of it, without a copy.
 
+    Or any other object: it is pickled now, and once; each worker that needs it rebuilds
+    it once, and large arrays in it lie in shared memory.
+
     The array stays for as long as it, a view of it, or a call that was given one lives,
-    whatever becomes of executors.
+    whatever becomes of executors. So does the object as long as its handle.
 
     Args:
-        x: An array. If it lies in shared memory already (a result, an array made by
-            :func:`empty`, a view of one) nothing is copied: its memory is shared from
-            now on, with all arrays that lie in it. Nor if it was made in
-            :func:`shared_arrays`; then another array is returned, on the same memory. Any other is copied, once.
+        x: An array, or an object that can be pickled. If an array lies in shared memory
+            already (a result, one made by :func:`empty`, a view of one) nothing is
+            copied: its memory is shared from now on, with all arrays that lie in it. Nor
+            if it was made in :func:`shared_arrays`; then another array is returned, on
+            the same memory. Any other is copied, once.
         mode: What calls may do with it.
 
             * ``"r"``: read it. Returns a read-only array: ``x`` itself where nothing was
@@ -54,20 +64,34 @@ def share(x: T, mode: Sharing = "r") -> T:
         An array of the same type, shape and dtype. An array of no bytes is copied
         when passed, as ever. Of a masked array, data and mask are shared.
 
+        Of another object, a handle, see :class:`Shared`: pass it, alone or inside of
+        anything, and the call gets the object. Calls in one worker get the same one:
+        what they change in it stays, in that worker only, until it is replaced. Arrays
+        of 32 KiB and more in it are read-only there; tensors are the worker's own.
+
     Raises:
-        TypeError: If ``x`` is no array, holds objects, or pickles in a way of its own.
+        TypeError: If ``x`` is an array that holds objects or pickles in a way of its
+            own.
+        SerializationError: If ``x`` is another object, and cannot be pickled.
         ValueError: For another mode, or if the memory is shared in another one. From
             ``"r+"`` one may go to the others: no running call should write any more.
+            For a mode other than ``"r"``, if ``x`` is no array.
         SharedMemoryFull: If there is no room, and waiting for calls does not make any.
     """
     _check_mode(mode)
     if isinstance(x, np.ndarray):
-        return cast("T", _share_array(x, mode))
-    msg = (
-        f"cannot share a {type(x).__name__}: only NumPy arrays can be shared. Share the "
-        "arrays in it, or give it to each worker by initializer="
-    )
-    raise TypeError(msg)
+        return _share_array(x, mode)
+    if isinstance(x, Shared):
+        return x
+    if mode != "r":
+        msg = (
+            f"a {type(x).__name__} can be shared in mode 'r' only, not {mode!r}: each "
+            "worker has an object of its own. Share the arrays in it"
+        )
+        raise ValueError(msg)
+    packed = PackedObject(x)
+    data = _make(packed.nbytes, np.uint8, "C", "r", packed.fill)
+    return Shared(x, packed.placed(data))
 
 
 def empty(

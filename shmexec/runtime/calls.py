@@ -74,6 +74,7 @@ class PackedCall:
     timeout: float | None = None
     arguments: Sequence[Argument] = ()
     blocks: Sequence[Block] = ()
+    objects: Sequence[Any] = ()
     copied = 0
     by_reference = 0
     placed = 0
@@ -140,6 +141,7 @@ def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) 
     if not sources and len(pickled.payload) < INLINE_LIMIT:
         call.payload = bytes(pickled.payload)
         return
+    call.objects = pickled.objects
     call.arguments, call.blocks = arguments, blocks = [], []
     if len(pickled.payload) >= INLINE_LIMIT:
         sources = [*sources, Source(pickled.payload)]

@@ -12,6 +12,7 @@ from shmexec.options import CallOptions, Options
 from shmexec.runtime.calls import closed_error
 from shmexec.runtime.futures import Future
 from shmexec.stats import Stats
+from shmexec.wire.objects import with_values
 from shmexec.worker.notes import note_read_only
 
 
@@ -20,8 +21,6 @@ class InlinePool:
 
     Arguments are not copied, and time-outs and retries have no meaning here.
     """
-
-    in_process = True
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -47,6 +46,7 @@ class InlinePool:
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         try:
+            fn, args, kwargs = with_values((fn, args, kwargs))
             future.set_result(fn(*args, **kwargs))
             self._done += 1
         except Exception as error:  # noqa: BLE001  (it belongs to the future)
@@ -79,6 +79,10 @@ class InlinePool:
     def count_copied(self, nbytes: int) -> None:
         """Never called, since nothing is placed."""
         raise TypeError(nbytes)
+
+    def can_write(self, array: np.ndarray) -> bool:
+        """Arguments are not copied."""
+        return array.flags.writeable
 
     def bytes_of(self, block: Any) -> np.ndarray:
         """Never called, since nothing is placed."""

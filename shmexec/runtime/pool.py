@@ -22,6 +22,7 @@ from shmexec.deadline import now
 from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
 from shmexec.memory import native
 from shmexec.memory.host import Block
+from shmexec.memory.views import loan_of
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle, monitor, reports
 from shmexec.runtime.calls import Outcome, PackedCall, RoomMaker, pack
@@ -94,8 +95,6 @@ class _Whole:
 
 class Pool:
     """See the module. Made by the executor, kept alive by its dispatcher."""
-
-    in_process = False
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -309,6 +308,13 @@ class Pool:
         with self._lock:
             self._copied[0] += nbytes
 
+    def can_write(self, array: np.ndarray) -> bool:
+        """Whether it is shared ``"r+"``, in this pool's memory."""
+        loan = loan_of(array)
+        if loan is None or not array.flags.writeable:
+            return False
+        return loan.mode == "r+" and loan.returns is self.host.returns
+
     def bytes_of(self, block: Block) -> np.ndarray:
         """Its bytes, writable."""
         return self.host.bytes_of(block)
@@ -394,6 +400,8 @@ class Pool:
         function = call.function
         if function.pickled:
             handle.send_function(function)
+        if call.objects:
+            handle.note_objects(call.objects)
         refs: tuple[Ref, ...] = ()
         host = self.host
         if host.returns.ended:

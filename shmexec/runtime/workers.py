@@ -7,8 +7,10 @@ import signal
 import socket
 import sys
 import tempfile
-from collections import OrderedDict
-from collections.abc import Hashable
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Sequence
+from functools import partial
 
 from shmexec.memory import native
 from shmexec.memory.host import Host
@@ -26,6 +28,7 @@ from shmexec.wire.messages import (
     encode,
     in_batches,
 )
+from shmexec.wire.objects import SharedObject
 from shmexec.worker.setup import (
     INTERRUPT,
     MARK_BYTES,
@@ -70,6 +73,8 @@ class WorkerHandle:
         self.blocks = (0, 0)
         self.warning = ""
         self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._objects: dict[bytes, weakref.ref[SharedObject]] = {}
+        self._objects_gone: deque[bytes] = deque()
         packets = options.segment == "memfd" and sys.platform == "linux"
         self._closed = False
         self._lifeline = self._fault_log = -1
@@ -209,6 +214,26 @@ class WorkerHandle:
         self.arena.visited.add(arena)
         self.send(Message(Kind.ARENA, arena, number=segment.size))
 
+    def note_objects(self, objects: Sequence[SharedObject]) -> None:
+        """A call that needs these is sent next: the worker keeps them from then on.
+
+        And it is to forget those that have died since.
+        """
+        gone = self._objects_gone
+        for shared in objects:
+            if shared.key not in self._objects:
+                callback = partial(_note_key, gone, shared.key)
+                self._objects[shared.key] = weakref.ref(shared, callback)
+        self.forget_objects()
+
+    def forget_objects(self) -> None:
+        """Have the worker forget the shared objects that no call can need any more."""
+        gone = self._objects_gone
+        while gone:
+            key = gone.popleft()
+            del self._objects[key]
+            self.send(Message(Kind.DEFINE, key=key))
+
     def take_frees(self, at_most: int) -> tuple[int, ...]:
         """Offsets of results that are no longer used, to be told to the worker."""
         frees = self.arena.frees
@@ -217,6 +242,7 @@ class WorkerHandle:
     def flush_frees(self) -> None:
         """Tell the worker at once which results and arenas are no longer used."""
         self.send_gone()
+        self.forget_objects()
         frees = self.arena.frees
         if frees:
             for offsets in in_batches(self.take_frees(len(frees))):
@@ -318,6 +344,10 @@ class WorkerHandle:
             if descriptor >= 0 and descriptor not in keep:
                 os.close(descriptor)
         self._lifeline = self._fault_log = -1
+
+
+def _note_key(gone: deque[bytes], key: bytes, _: object) -> None:
+    gone.append(key)  # in a finalizer: no more than that
 
 
 def _descriptors(config: WorkerConfig) -> set[int]:

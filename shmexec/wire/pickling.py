@@ -13,7 +13,7 @@ import math
 import pickle
 import sys
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import islice
 from typing import Any, ClassVar, cast
@@ -109,6 +109,9 @@ class StreamSource(Source):
         """Copy into ``target``, ``nbytes`` of ``uint8``."""
         self._data(target)
 
+    def whole(self) -> None:
+        """They lie nowhere yet."""
+
     def span(self) -> None:
         """They lie nowhere yet."""
 
@@ -189,12 +192,13 @@ class _Buffers:
     until the garbage collector comes by.
     """
 
-    __slots__ = ("_placeholders", "in_files", "shared", "sources")
+    __slots__ = ("_placeholders", "in_files", "objects", "shared", "sources")
 
     def __init__(self) -> None:
         self.sources: list[AnySource] = []
         self.shared: dict[tuple[Loan, Mode], PlacedSource] = {}
         self.in_files = 0
+        self.objects: list[object] = []
         self._placeholders: dict[int, tuple[AnySource, object]] = {}
 
     def hole(self, source: AnySource) -> pickle.PickleBuffer:
@@ -463,16 +467,19 @@ class Pickled:
 
     Attributes:
         in_files: Bytes of arrays that the receiver maps from files.
+        objects: Shared objects in it, see :mod:`shmexec.wire.objects`.
     """
 
-    __slots__ = ("in_files", "payload", "sources")
+    __slots__ = ("in_files", "objects", "payload", "sources")
 
     def __init__(
         self,
         payload: memoryview | bytes,
         sources: list[AnySource],
         in_files: int = 0,
+        objects: Sequence[object] = (),
     ) -> None:
+        self.objects = objects
         self.payload = payload
         self.sources = sources
         self.in_files = in_files
@@ -499,7 +506,7 @@ def dump(
     size = file.tell()
     payload = file.getbuffer() if size >= INLINE_LIMIT else file.getvalue()
     buffers = pickling.buffers
-    return Pickled(payload, buffers.sources, buffers.in_files)
+    return Pickled(payload, buffers.sources, buffers.in_files, buffers.objects)
 
 
 def dump_arguments(

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from shmexec.deadline import now
 from shmexec.errors import SerializationError
 from shmexec.options import INLINE_LIMIT
-from shmexec.wire import functions
+from shmexec.wire import functions, objects
 from shmexec.wire.channel import Receiver, receive_descriptor, send_blocking
 from shmexec.wire.messages import (
     Kind,
@@ -357,6 +357,12 @@ class _Worker:
         self._send(Message(Kind.REFUSED, payload=reason))
 
     def _define(self, message: Message) -> None:
+        if objects.is_key(message.key):
+            objects.forget(message.key)
+            gc.collect()  # it may be part of a circle, and large
+            for leases in in_batches(self._memory.ended()):
+                self._send(Message(Kind.RETURNED, leases=leases))
+            return
         if not message.payload:
             self._functions.pop(message.key, None)
             return

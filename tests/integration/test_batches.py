@@ -388,6 +388,31 @@ def test_out_of_a_file_is_written_by_the_workers(make_executor, tmp_path):
     assert executor.stats().bytes_copied_out == 0
 
 
+@pytest.mark.parametrize("fn", [_must_be_given, _ignores_it, np.negative])
+def test_out_of_shared_memory_is_written_by_the_workers(make_executor, fn):
+    executor = make_executor()
+    right = -LARGE if fn is np.negative else LARGE * 2
+    for out in (
+        shmexec.zeros(LARGE.shape),
+        shmexec.zeros(LARGE.shape, order="F"),
+        shmexec.zeros((len(LARGE), 7))[:, 2:5],
+    ):
+        assert executor.map_batches(fn, LARGE, batch_size=9_999, out=out) is out
+        np.testing.assert_array_equal(out, right)
+    assert executor.stats().bytes_copied_out == 0
+    with pytest.raises(ValueError, match="overlaps array 0"):
+        executor.map_batches(fn, out[::-1], out=out)
+
+
+def test_out_shared_in_memory_of_another_kind(monkeypatch, make_executor):
+    executor = make_executor()
+    kinds = {"memfd", "posix"} - {executor._pool.host.kind}
+    monkeypatch.setenv("SHMEXEC_SEGMENT", kinds.pop())
+    out = shmexec.zeros(LARGE.shape)
+    executor.map_batches(np.negative, LARGE, batch_size=9_999, out=out)
+    np.testing.assert_array_equal(out, -LARGE)
+
+
 def test_what_is_not_the_place_is_looked_at(either):
     with pytest.raises(ValueError, match="return out"):
         either.map_batches(_returns_none, X, out=np.empty_like(X))

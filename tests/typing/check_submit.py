@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import assert_type
 
+import numpy as np
+
 import shmexec
 
 
@@ -21,3 +23,10 @@ def check() -> None:
         assert_type(ex.broadcast(halve, 3), list[float])
         assert_type(ex.stats(), shmexec.Stats)
         ex.submit(halve, "three")  # type: ignore[arg-type]
+
+
+def check_share(array: np.ndarray) -> None:
+    assert_type(shmexec.share(array), np.ndarray)
+    handle = shmexec.share({"a": 1})
+    assert_type(handle, shmexec.Shared[dict[str, int]])
+    assert_type(handle.value, dict[str, int])
