@@ -217,6 +217,9 @@ def rebuild_object(
 
 
 def _build(kind: str, data: np.ndarray, parts: tuple[Any, ...]) -> Any:
+    # Read-only, also where it had to be copied: from memory of another kind.
+    data = data.view()
+    data.flags.writeable = False
     (count,) = _NUMBER.unpack_from(data.data)
     bounds = struct.unpack_from(f"<{2 * count}Q", data.data, _NUMBER.size)
     spans = [
