@@ -404,6 +404,8 @@ class Pool:
             handle.note_objects(call.objects)
         refs: tuple[Ref, ...] = ()
         host = self.host
+        if handle.arena.gone:
+            handle.send_gone()
         if host.returns.ended:
             host.settle()  # so that this worker can use its dropped results again
         if call.arguments:

@@ -13,6 +13,7 @@ import math
 import pickle
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import islice
@@ -173,6 +174,8 @@ _ATOMS = frozenset(
 )
 """Types of which each object is pickled well by the plain pickler."""
 
+_ATOMS_AND_ARRAYS = _ATOMS | {np.ndarray}
+
 _CONTAINERS = frozenset({tuple, list, dict})
 
 _PLAIN_AT_MOST = 32
@@ -215,6 +218,40 @@ class _Buffers:
             fill(target)
             return target.tobytes()
         return self.hole(StreamSource(nbytes, fill))
+
+    def find_shared(
+        self, array: np.ndarray, returns: Returns | None
+    ) -> tuple[PlacedSource, int] | None:
+        """The source of a shared array, and where that begins; None if it is to be copied.
+
+        The source is the same for all arrays on a block; it has no ``first`` if new.
+
+        Raises:
+            ValueError: If changes to it must be seen, and there are too many others.
+        """
+        loan = loan_of(array)
+        if loan is None or loan.mode is None or loan.returns is not returns:
+            return None
+        bounds = span(array, loan) if array.nbytes else None
+        if bounds is None:
+            return None
+        writable = array.flags.writeable
+        mode = _MODES[loan.mode] if writable == (loan.mode == "r+") else Mode.SHARED
+        if writable and mode is not Mode.WRITABLE:
+            return None  # made before the others were frozen: it is no constant
+        begin, low, high = bounds
+        source = self.shared.get((loan, mode))
+        if source is not None:
+            source.extend(low, high, array.nbytes)
+            return source, begin
+        if len(self.sources) >= SOURCES_AT_MOST:
+            if mode is Mode.WRITABLE:
+                msg = f"a call takes at most {SOURCES_AT_MOST} arrays shared 'r+'"
+                raise ValueError(msg)
+            return None
+        source = self.shared[loan, mode] = PlacedSource(loan, low, high - low, mode)
+        source.passed = array.nbytes
+        return source, begin
 
     def take(self, buffer: pickle.PickleBuffer) -> bool:
         """Called for each buffer in order; true leaves it in the pickle."""
@@ -302,29 +339,20 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _reduce_shared(self, array: np.ndarray) -> Any:
         """A shared array as its place in its block; None if it is to be copied."""
-        loan = loan_of(array)
-        if loan is None or loan.mode is None or loan.returns is not self._returns:
+        if array.base is None:
             return None
         kind: type[np.ndarray] = type(array)
         cls = None if kind is np.ndarray else kind
-        bounds = span(array, loan) if array.nbytes else None
-        if bounds is None or not (cls is None or pickles_like_ndarray(cls)):
+        if not (cls is None or pickles_like_ndarray(cls)):
             return None
-        writable = array.flags.writeable
-        mode = _MODES[loan.mode] if writable == (loan.mode == "r+") else Mode.SHARED
-        if writable and mode is not Mode.WRITABLE:
-            return None  # made before the others were frozen: it is no constant
-        begin, low, high = bounds
-        source = self.buffers.shared.get((loan, mode))
-        near: Any
-        if source is None:
-            source = PlacedSource(loan, low, high - low, mode)
-            source.passed, source.first = array.nbytes, array
-            self.buffers.shared[loan, mode] = source
+        found = self.buffers.find_shared(array, self._returns)
+        if found is None:
+            return None
+        source, begin = found
+        near: Any = source.first
+        if near is None:
+            source.first = array
             near = self.buffers.hole(source)
-        else:
-            source.extend(low, high, array.nbytes)
-            near = source.first
         dtype = _code(array.dtype)
         return rebuild_view, (near, dtype, array.shape, array.strides, begin, cls)
 
@@ -513,9 +541,61 @@ def dump_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], returns: Returns | None = None
 ) -> Pickled:
     """As :func:`dump` of both."""
-    if not kwargs and _ATOMS.issuperset(map(type, args)):
-        return Pickled(pickle.dumps((args, {}), 5), [])
+    if not kwargs:
+        if _ATOMS.issuperset(map(type, args)):
+            return Pickled(pickle.dumps((args, {}), 5), [])
+        if _ATOMS_AND_ARRAYS.issuperset(map(type, args)):
+            pickled = _dump_shared(args, returns)
+            if pickled is not None:
+                return pickled
     return dump((args, kwargs), returns=returns)
+
+
+_HOLE = pickle.PickleBuffer(bytearray())
+"""In the pickle, the place of any buffer that goes beside it."""
+
+_beside: Callable[[object], object] = deque[object](maxlen=0).append
+"""A buffer callback that sends all of them beside; it returns None, and is in C."""
+
+
+class _Stand:
+    """Stands for a shared array in a pickle of plain things."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, near: object, array: np.ndarray, begin: int) -> None:
+        dtype = _code(array.dtype)
+        self._parts = (near, dtype, array.shape, array.strides, begin, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild_view, self._parts
+
+
+def _dump_shared(args: tuple[Any, ...], returns: Returns | None) -> Pickled | None:
+    """Pickle atoms and shared arrays the short way; None if an array is not shared."""
+    buffers = _Buffers()
+    stands: dict[int, _Stand] = {}
+    items: list[Any] = []
+    for arg in args:
+        if type(arg) is not np.ndarray:
+            items.append(arg)
+            continue
+        stand = stands.get(id(arg))
+        if stand is None:
+            found = buffers.find_shared(arg, returns)
+            if found is None:
+                return None
+            source, begin = found
+            if source.first is None:
+                source.first = arg
+                buffers.sources.append(source)
+                stand = _Stand(_HOLE, arg, begin)
+            else:
+                stand = _Stand(stands[id(source.first)], arg, begin)
+            stands[id(arg)] = stand
+        items.append(stand)
+    payload = pickle.dumps((tuple(items), {}), 5, buffer_callback=_beside)
+    return Pickled(payload, buffers.sources)
 
 
 def _is_plain(values: Collection[Any], depth: int = 4) -> bool:

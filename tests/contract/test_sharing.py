@@ -541,6 +541,27 @@ def test_batches_of_shared_arrays(executor, copied):
     assert copied() == 0
 
 
+def test_batches_into_a_shared_array(executor):
+    array, out = shmexec.share(np.ones((N, 8))), shmexec.zeros((N, 8))
+    before = executor.stats()
+    got = executor.map_batches(np.negative, array, out=out, batch_size=N // 8)
+    after = executor.stats()
+    assert got is out
+    assert (out == -1).all()
+    assert after.bytes_copied_in == before.bytes_copied_in
+
+
+def test_more_shared_arrays_than_a_message_holds(executor):
+    for mode in ("r", "r+"):
+        many = [shmexec.full(2, i, mode=mode) for i in range(600)]
+        seen = executor.submit(calls.same, many)
+        if mode == "r":
+            assert [int(a[0]) for a in seen.result()] == list(range(600))
+        else:
+            with pytest.raises(shmexec.SerializationError, match="at most 510"):
+                seen.result()
+
+
 def test_batches_are_read_only(fresh_executor):
     array = shmexec.zeros((N, 8))
     with pytest.raises(ValueError, match="read-only"):
