@@ -42,7 +42,6 @@ from shmexec.wire.messages import (
     PackedResult,
     Ref,
     decode,
-    decode_counts,
     decode_results,
     encode,
     encode_plain,
@@ -604,7 +603,7 @@ class Pool:
         if kind is Kind.RESULT or kind is Kind.ERROR:
             self._on_reply(handle, message)
         elif kind is Kind.PACKED:
-            handle.copied_out = message.number
+            handle.note_figures(message)
             results = decode_results(message.payload)
             self._on_results(handle, results, ended=bool(message.request))
         elif kind is Kind.READY:
@@ -657,9 +656,7 @@ class Pool:
             raise MalformedMessage(msg)
         refs = message.refs
         views = tuple([self._accept(handle, ref) for ref in refs]) if refs else ()
-        handle.copied_out = message.number
-        if message.key:
-            handle.blocks = decode_counts(message.key)
+        handle.note_figures(message)
         handle.arena.kept = 0
         handle.request = 0
         warning, handle.warning = handle.warning, ""

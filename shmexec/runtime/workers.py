@@ -24,6 +24,7 @@ from shmexec.wire.messages import (
     MalformedMessage,
     Message,
     PackedResult,
+    decode_counts,
     decode_result,
     encode,
     in_batches,
@@ -254,6 +255,16 @@ class WorkerHandle:
         if gone:
             for arenas in in_batches([gone.popleft() for _ in range(len(gone))]):
                 self.send(Message(Kind.FORGET, leases=arenas))
+
+    def note_figures(self, message: Message) -> None:
+        """Take the worker's own counts from a reply.
+
+        Raises:
+            MalformedMessage: If there are no such counts.
+        """
+        self.copied_out = message.number
+        if message.key:
+            self.blocks = decode_counts(message.key)
 
     def call_not_begun(self) -> bool:
         """Whether the worker never began its last call; once it is dead.

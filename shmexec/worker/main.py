@@ -217,6 +217,7 @@ class _Worker:
                 int(ended),
                 number=self._memory.copied,
                 leases=last,
+                key=self._memory.new_counts(),
                 payload=b"".join(results),
             )
         )

@@ -682,6 +682,22 @@ def test_figures_are_exact(make_executor):
     assert (_figures(ex) - before)[0] == 800_000
 
 
+def make_and_drop(n):
+    return float(np.ones(n).sum())
+
+
+def test_figures_of_tiny_calls_are_exact(make_executor):
+    ex = make_executor(1)
+    assert list(ex.map(make_and_drop, [8192] * 500, chunksize=1)) == [8192.0] * 500
+    # The first ones find no room in the worker's arena yet.
+    least, most = (100, 500) if ex.stats().native else (0, 0)
+    assert wait_until(lambda: _figures(ex)[3] >= least)
+    ex.submit(calls.pid).result()
+    figures = _figures(ex)
+    assert figures[:3].tolist() == [0, 0, 0]
+    assert least <= figures[3] <= most
+
+
 def test_figures_of_workers_that_ended_stay(make_executor):
     ex = make_executor(1, max_tasks_per_child=1)
     for _ in range(3):
