@@ -15,15 +15,17 @@ _HOME = {
     "Executor": "shmexec.executor",
     "Future": "shmexec.runtime.futures",
     "ForkPerCallExecutor": "shmexec.forkpercall",
+    "MemoryStats": "shmexec.figures",
     "Shared": "shmexec.wire.objects",
-    "Stats": "shmexec.stats",
-    "WorkerStats": "shmexec.stats",
+    "Stats": "shmexec.figures",
+    "WorkerStats": "shmexec.figures",
     "asarray": "shmexec.sharing",
     "empty": "shmexec.sharing",
     "empty_like": "shmexec.sharing",
     "full": "shmexec.sharing",
     "share": "shmexec.sharing",
     "shared_arrays": "shmexec.sharing",
+    "stats": "shmexec.sharing",
     "zeros": "shmexec.sharing",
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "Executor",
     "ForkPerCallExecutor",
     "Future",
+    "MemoryStats",
     "MemoryWarning",
     "PoolBroken",
     "PoolClosed",
@@ -52,6 +55,7 @@ __all__ = [
     "full",
     "share",
     "shared_arrays",
+    "stats",
     "zeros",
 ]
 
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from shmexec.executor import Executor
+    from shmexec.figures import MemoryStats, Stats, WorkerStats
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.runtime.futures import Future
     from shmexec.sharing import (
@@ -79,9 +84,9 @@ if TYPE_CHECKING:
         full,
         share,
         shared_arrays,
+        stats,
         zeros,
     )
-    from shmexec.stats import Stats, WorkerStats
     from shmexec.wire.objects import Shared
 
 

@@ -39,10 +39,10 @@ from shmexec.runtime.server import start_fork_server
 if TYPE_CHECKING:
     import numpy as np
 
+    from shmexec.figures import Stats
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
-    from shmexec.stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")

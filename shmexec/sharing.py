@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeVar, cast, get_args, overload
 
 import numpy as np
 
+from shmexec.figures import MemoryStats
 from shmexec.memory import native
-from shmexec.memory.host import SHARED, Host
+from shmexec.memory.host import HOST, SHARED, Host
 from shmexec.memory.views import Loan, Sharing, loan_of
 from shmexec.options import native_wanted, segment_kind
 from shmexec.runtime import lifecycle
@@ -27,7 +28,16 @@ from shmexec.wire.pickling import is_masked, pickles_like_ndarray, rebuild_maske
 A = TypeVar("A", bound=np.ndarray)
 T = TypeVar("T")
 
-__all__ = ["asarray", "empty", "empty_like", "full", "share", "shared_arrays", "zeros"]
+__all__ = [
+    "asarray",
+    "empty",
+    "empty_like",
+    "full",
+    "share",
+    "shared_arrays",
+    "stats",
+    "zeros",
+]
 
 
 @overload
@@ -198,6 +208,24 @@ def shared_arrays() -> Iterator[None]:
             births.leave(before)
     finally:
         host.close_births()
+
+
+def stats() -> MemoryStats:
+    """Figures about the shared memory of this program, whatever executors it has.
+
+    An executor's own are in :meth:`shmexec.Executor.stats`.
+    """
+    host = _host()
+    host.settle()
+    with host.lock:
+        return MemoryStats(
+            native=native_wanted() and native.is_built(),
+            segment=host.kind,
+            used=host.budget.used(),
+            shared=host.budget.used(SHARED),
+            budget=host.budget.limit(),
+            arrays=len(host.ledger.held_by(HOST)),
+        )
 
 
 # -- what they do ------------------------------------------------------------------------

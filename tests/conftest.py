@@ -174,16 +174,25 @@ FORK = pytest.mark.filterwarnings(
     # Python 3.12 and later warn of threads; workers are forked by the dispatcher.
     "ignore:.*multi-threaded, use of fork.*:DeprecationWarning"
 )
-QUICK = [
-    pytest.param(("fork", "memfd"), id="fork", marks=FORK),
+# Each start method and each kind of memory, and what is the default on Linux.
+MAIN = [
     pytest.param(("forkserver", "memfd"), id="forkserver"),
+    pytest.param(("fork", "posix"), id="fork-posix", marks=FORK),
+]
+SLOW = [pytest.param(("spawn", "memfd"), id="spawn")]
+OTHER = [
+    pytest.param(("fork", "memfd"), id="fork", marks=FORK),
     pytest.param(("forkserver", "posix"), id="forkserver-posix"),
 ]
-SLOW = [
-    pytest.param(("fork", "posix"), id="fork-posix", marks=FORK),
-    pytest.param(("spawn", "memfd"), id="spawn"),
-    pytest.param(("spawn", "posix"), id="spawn-posix"),
-]
+OTHER_SLOW = [pytest.param(("spawn", "posix"), id="spawn-posix")]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-kind",
+        action="store_true",
+        help="all pairs of start method and kind of memory; takes twice as long",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -194,10 +203,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    every_kind = metafunc.config.getoption("every_kind")
+    quick = MAIN + (OTHER if every_kind else [])
+    every = quick + SLOW + (OTHER_SLOW if every_kind else [])
+    if "_shared_kind" in metafunc.fixturenames:
+        metafunc.parametrize("_shared_kind", every, indirect=True, scope="module")
     if "_fresh_kind" in metafunc.fixturenames:
-        every = metafunc.definition.get_closest_marker("every_start")
-        params = QUICK + SLOW if every else QUICK
+        slow_too = metafunc.definition.get_closest_marker("every_start")
+        params = every if slow_too else quick
         metafunc.parametrize("_fresh_kind", params, indirect=True, scope="function")
+
+
+@pytest.fixture(scope="module")
+def _shared_kind(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
 
 
 @pytest.fixture
@@ -238,12 +257,12 @@ def fresh_executor(make_executor: Callable[..., shmexec.Executor]) -> shmexec.Ex
     return make_executor()
 
 
-@pytest.fixture(scope="module", params=QUICK + SLOW)
+@pytest.fixture(scope="module")
 def executor(
-    request: pytest.FixtureRequest, _process_wide_things: None
+    _shared_kind: tuple[str, str], _process_wide_things: None
 ) -> Iterator[shmexec.Executor]:
     """An executor that the tests of a module share; they leave it as it was."""
-    method, kind = request.param
+    method, kind = _shared_kind
     before = Belongings()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHMEXEC_SEGMENT", kind)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from shmexec.figures import Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime.calls import closed_error
 from shmexec.runtime.futures import Future
-from shmexec.stats import Stats
 from shmexec.wire.objects import with_values
 from shmexec.worker.notes import note_read_only
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from shmexec.deadline import now
 from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
+from shmexec.figures import Stats, WorkerStats
 from shmexec.memory import native
 from shmexec.memory.host import Block
 from shmexec.memory.views import loan_of
@@ -32,7 +33,6 @@ from shmexec.runtime.processes import can_be_inherited
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.scheduler.machine import Machine
-from shmexec.stats import Stats, WorkerStats
 from shmexec.wire.messages import (
     LARGEST,
     LEASES_AT_MOST,

@@ -707,3 +707,18 @@ def test_figures_of_workers_that_ended_stay(make_executor):
     ex.shutdown()
     assert ex.stats().bytes_copied_out == 3 * 8 * N
     assert ex.stats().blocks_faulted >= 3
+
+
+def test_stats_of_the_program(executor):
+    gc.collect()
+    before = shmexec.stats()
+    array = shmexec.zeros(N)
+    after = shmexec.stats()
+    assert after.native == executor.stats().native or after.segment != before.segment
+    assert after.shared - before.shared >= array.nbytes
+    assert after.used - before.used >= array.nbytes
+    assert after.arrays == before.arrays + 1
+    assert after.budget >= after.used
+    assert after.segment in {"memfd", "posix"}
+    del array
+    assert shmexec.stats().arrays == before.arrays

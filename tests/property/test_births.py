@@ -184,5 +184,5 @@ def _arena(_process_wide_things):
 def test_no_array_ever_sees_another():
     run_state_machine_as_test(
         Births,
-        settings=settings(deadline=None, max_examples=100, stateful_step_count=40),
+        settings=settings(deadline=None, max_examples=40, stateful_step_count=40),
     )

@@ -57,3 +57,23 @@ class Stats:
     """Whether results are born in shared memory: the native part was built, and is used.
 
     Without it each result is copied there once."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """The shared memory of this program at one moment; made by :func:`shmexec.stats`."""
+
+    native: bool
+    """Whether the native part was built and is used: results are born in shared memory
+    and handed over. Without it each is copied once."""
+    segment: str
+    """``memfd``, or ``posix`` where there is none or ``SHMEXEC_SEGMENT`` says so."""
+    used: int
+    """Bytes of the budget in use by all executors and by shared arrays."""
+    shared: int
+    """Bytes of them that ``share``, ``empty`` and their kind, and arrays born in
+    ``shared_arrays()``, take."""
+    budget: int
+    """The limit in bytes."""
+    arrays: int
+    """Results and shared arrays that this program holds."""
