@@ -22,7 +22,7 @@ from benchmarks import fresh, plot, report
 from benchmarks.case import Case
 from benchmarks.cases import CASES, choose
 from benchmarks.quantities import LIMIT, Term
-from benchmarks.results import Failure, Results, as_json, from_json
+from benchmarks.results import Failure, Results, as_json, combined, from_json
 from benchmarks.sampling import Sample
 from benchmarks.systems import SYSTEMS
 from benchmarks.targets import TARGETS
@@ -44,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown case {error}; there are: {_case_names()}")
     _check_files(parser, args)
     if args.load is not None:
-        results = from_json(json.loads(args.load.read_text(encoding="utf-8")))
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in args.load]
+        try:
+            results = from_json(combined(runs) if len(runs) > 1 else runs[0])
+        except ValueError as error:
+            parser.error(str(error))
         measured = {case for case, _ in results.samples}
         cases = [case for case in cases if case.name in measured]
     else:
@@ -63,7 +67,7 @@ def _check_files(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     for path in (args.json, args.markdown, args.plot, args.readme):
         if path is not None and not os.access(path.resolve().parent, os.W_OK):
             parser.error(f"cannot write to {path}")
-    for path in (args.readme, args.load):
+    for path in (args.readme, *(args.load or ())):
         if path is not None and not path.is_file():
             parser.error(f"there is no {path}")
     if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
@@ -123,8 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--load",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="measure nothing: take the figures that --json wrote",
+        help="measure nothing: take the figures that --json wrote, of one run or more",
     )
     return parser
 

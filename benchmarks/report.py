@@ -93,7 +93,7 @@ def _how(results: Results) -> str:
     )
     kind += "Interrupted: not all repeats are there. " if results.interrupted else ""
     return (
-        f"{kind}Medians over {results.repeats} interleaved repeats, each in a fresh "
+        f"{kind}Medians over {_repeats(results)}, each in a fresh "
         f"process; {results.workers} workers, one BLAS thread each. Less is better. "
         "Beside each figure its ratio to the first row's, from the same repeats, with "
         "the smallest and the largest of them; the best is bold. A system that would "
@@ -244,7 +244,7 @@ def readme_table(results: Results) -> str:
         lines.append(_line(cells))
     how = (
         f"{results.workers} workers, one BLAS thread each; medians of "
-        f"{results.repeats} interleaved repeats, each in a fresh process. "
+        f"{_repeats(results)}, each in a fresh process. "
         "Others as multiples of shmexec; where that is below 1, in bold, they win."
     )
     note = (
@@ -261,6 +261,15 @@ def readme_table(results: Results) -> str:
             *target_table(results),
             *_notes(results),
         ]
+    )
+
+
+def _repeats(results: Results) -> str:
+    if results.runs == 1:
+        return f"{results.repeats} interleaved repeats"
+    return (
+        f"{results.repeats} interleaved repeats in {results.runs} runs with other systems "
+        "beside shmexec"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,12 +91,13 @@ class Results:
 
     ``samples`` and ``limits`` hold one sample for each repeat, None where it failed; if
     the run was interrupted the last are missing. The keys are (case, system), and
-    (limit, bytes).
+    (limit, bytes). Runs that were put together follow each other as repeats.
     """
 
     workers: int
     repeats: int
     quick: bool
+    runs: int = 1
     samples: dict[tuple[str, str], list[Sample | None]] = field(default_factory=dict)
     limits: dict[tuple[str, int], list[Sample | None]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
@@ -125,9 +126,17 @@ class Results:
             samples = self.limits.get((term.case, term.nbytes), [])
             return self._padded(samples, "p50")[repeat]
         if term.system == BEST_PEER:
-            known = [self.figures(peer, term.case)[repeat] for peer in PEERS]
-            return min((figure for figure in known if figure is not None), default=None)
+            return self._best_peer(term.case)[repeat]
         return self.figures(term.system, term.case)[repeat]
+
+    def _best_peer(self, case: str) -> Figures:
+        """Of the peer whose median is the least: others may be in other runs."""
+        measured = [self.figures(peer, case) for peer in PEERS]
+        there = [figures for figures in measured if known(figures)]
+        best: Figures = min(
+            there, key=lambda each: median(each) or 0.0, default=self._padded([], "p50")
+        )
+        return best
 
     def _padded(self, samples: list[Sample | None], name: str) -> Figures:
         found = [
@@ -160,6 +169,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "environment": results.environment,
         "workers": results.workers,
         "repeats": results.repeats,
+        "runs": results.runs,
         "quick": results.quick,
         "interrupted": results.interrupted,
         "samples": [
@@ -180,12 +190,45 @@ def as_json(results: Results) -> dict[str, Any]:
     }
 
 
+def combined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs as :func:`as_json` gave them, as one whose repeats are all of theirs.
+
+    A system is compared with those of the same repeat, so with those of its own run.
+    What the runs say of the machine is taken from the first.
+
+    Raises:
+        ValueError: If they are not of one kind.
+    """
+    first = runs[0]
+    whole = {**first, "repeats": 0, "runs": len(runs), "interrupted": False}
+    for name in ("samples", "limits", "failures"):
+        whole[name] = []
+    for name in ("skipped", "absent"):
+        # What one run leaves out another may have.
+        whole[name] = {
+            k: v for k, v in first[name].items() if all(k in r[name] for r in runs)
+        }
+    for run in runs:
+        if (run["workers"], run["quick"]) != (first["workers"], first["quick"]):
+            msg = "runs with other numbers of workers, or quick ones, cannot be put together"
+            raise ValueError(msg)
+        for name in ("samples", "limits", "failures"):
+            whole[name] += [
+                {**entry, "repeat": entry["repeat"] + whole["repeats"]}
+                for entry in run[name]
+            ]
+        whole["repeats"] += run["repeats"]
+        whole["interrupted"] |= run["interrupted"]
+    return whole
+
+
 def from_json(read: dict[str, Any]) -> Results:
     """What :func:`as_json` gave, but for the place of a failed repeat."""
     results = Results(
         read["workers"],
         read["repeats"],
         read["quick"],
+        read.get("runs", 1),
         failures=[Failure(**failure) for failure in read["failures"]],
         skipped=read["skipped"],
         absent=read["absent"],

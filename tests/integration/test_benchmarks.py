@@ -395,3 +395,26 @@ def test_the_plot_is_drawn_from_a_file_of_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "30.0 µs" in done.stdout
     assert "<svg" in (tmp_path / "out.svg").read_text(encoding="utf-8")
+
+
+def test_runs_are_put_together():
+    from benchmarks.quantities import BEST_PEER, taken
+    from benchmarks.results import as_json, combined, from_json, known
+
+    one = measured(**NOOPS)
+    other = measured(
+        **{key: value for key, value in NOOPS.items() if "pool" not in key}
+    )
+    whole = from_json(combined([as_json(one), as_json(other)]))
+    assert whole.runs == 2
+    assert whole.repeats == one.repeats + other.repeats
+    case = "noop-latency"
+    assert whole.figures("shmexec", case) == one.figures("shmexec", case) * 2
+    assert (
+        whole.figures("pool", case)
+        == one.figures("pool", case) + [None] * other.repeats
+    )
+    best = known(whole.values(taken(BEST_PEER, case)))
+    assert best == known(one.figures("pool", case)), "the best one's own repeats only"
+    with pytest.raises(ValueError, match="cannot be put together"):
+        combined([as_json(one), {**as_json(other), "workers": 7}])
