@@ -54,7 +54,7 @@ def measure(
     process = subprocess.Popen(
         command,
         cwd=_FOLDER,
-        env={**os.environ, **_ONE_THREAD, **(environment or {})},
+        env={**_inherited(), **_ONE_THREAD, **(environment or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -79,6 +79,14 @@ def measure(
     if process.returncode != 0:
         raise Failed(_last_words(errors) or f"exit status {process.returncode}")
     return _read(output)
+
+
+def _inherited() -> dict[str, str]:
+    """This environment, without what forbids to keep bytecode.
+
+    Installed packages have theirs: nothing here shall be compiled in every process.
+    """
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _last_words(errors: str) -> str:
