@@ -10,11 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from typing import Any
 
-# NumPy again, should the program's own way of finding shmexec not be the server's.
-_PRELOAD = ["shmexec.worker.served", "numpy"]
+
+class _Preload(list[str]):
+    """Modules, and the path to find them on: that of this program.
+
+    The server is given a path, and does not use it: it would take what lies in the
+    current directory, be it another copy of this package. What it does use is the
+    ``repr`` of this list, as part of a command.
+    """
+
+    def __repr__(self) -> str:
+        path = f"__import__('sys').path.__setitem__(slice(None), {sys.path!r})"
+        return f"({path}, {list(self)!r})[1]"
+
+
+_PRELOAD = _Preload(["shmexec.worker.served"])
 _lock = threading.Lock()
 _server: Any = None
 

@@ -90,3 +90,29 @@ def test_the_machines_memory_is_known_without_proc(monkeypatch):
 class _Missing:
     def read_text(self) -> str:
         raise FileNotFoundError
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_what_lies_in_the_current_directory_is_not_taken(tmp_path, method):
+    """A source tree, say, of which another version is installed."""
+    other, program = tmp_path / "other", tmp_path / "bin" / "program.py"
+    for module in ("shmexec", "numpy"):
+        (other / module).mkdir(parents=True)
+        (other / module / "__init__.py").write_text("raise SystemExit('not this one')")
+    program.parent.mkdir()
+    program.write_text(
+        "import inspect, shmexec\n"
+        f"with shmexec.Executor(1, {method!r}) as ex:\n"
+        "    import shmexec.worker.main as here\n"
+        "    there = ex.submit(inspect.getfile, shmexec).result()\n"
+        "    print(there == shmexec.__file__, ex.stats().worker_deaths)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=other,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert (done.stdout, done.stderr) == ("True 0\n", "")
