@@ -18,6 +18,7 @@ _HOME = {
     "MemoryStats": "shmexec.figures",
     "Shared": "shmexec.wire.objects",
     "Stats": "shmexec.figures",
+    "Stream": "shmexec.runtime.streams",
     "WorkerStats": "shmexec.figures",
     "asarray": "shmexec.sharing",
     "empty": "shmexec.sharing",
@@ -46,6 +47,7 @@ __all__ = [
     "SharedMemoryFull",
     "ShmexecError",
     "Stats",
+    "Stream",
     "WorkerDied",
     "WorkerStats",
     "__version__",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from shmexec.figures import MemoryStats, Stats, WorkerStats
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.runtime.futures import Future
+    from shmexec.runtime.streams import Stream
     from shmexec.sharing import (
         asarray,
         empty,

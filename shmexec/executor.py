@@ -22,12 +22,21 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from concurrent.futures import Executor as BaseExecutor
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from shmexec.errors import MemoryWarning
 from shmexec.options import (
+    CREDIT_AT_MOST,
     DEFAULT_WORKERS_AT_MOST,
     WORKERS_AT_MOST,
     CallOptions,
@@ -37,12 +46,15 @@ from shmexec.options import (
 from shmexec.runtime.server import start_fork_server
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import numpy as np
 
     from shmexec.figures import Stats
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
+    from shmexec.runtime.streams import Stream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,10 +143,27 @@ class Executor(BaseExecutor):
         self._finalizer.atexit = False
         self._warn_of_growth()
 
+    @overload
+    def submit(
+        self,
+        fn: Callable[P, Coroutine[Any, Any, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Future[T]: ...
+
+    @overload
     def submit(
         self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Future[T]:
+    ) -> Future[T]: ...
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Future[Any]:
         """Run ``fn(*args, **kwargs)`` in a worker.
+
+        A coroutine, as an ``async def`` function returns it, is awaited there, on the
+        one event loop that the worker has.
 
         Arrays behave as if they were copied when this returns. If shared memory is
         used up, it waits for room; in a callback or under an event loop it raises.
@@ -159,6 +188,152 @@ class Executor(BaseExecutor):
     ) -> Future[T]:
         _check_callable(fn)
         return self._pool.submit(fn, args, kwargs, options)
+
+    @overload
+    async def asubmit(
+        self,
+        fn: Callable[P, Coroutine[Any, Any, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+
+    @overload
+    async def asubmit(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+
+    async def asubmit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run ``fn(*args, **kwargs)`` in a worker and await its result.
+
+        As :meth:`submit`, but it waits for room in shared memory, without blocking the
+        event loop. If the awaiting task is cancelled, so is the call: if it runs, its
+        worker is stopped and replaced.
+
+        Example:
+            >>> import asyncio, shmexec
+            >>> async def main():
+            ...     async with shmexec.Executor(1) as ex:
+            ...         return await ex.asubmit(pow, 2, 10)
+            >>> asyncio.run(main())
+            1024
+        """
+        return await self._asubmit(self._options.call, fn, args, kwargs)
+
+    async def _asubmit(
+        self,
+        options: CallOptions,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        from shmexec import aio
+
+        future = await aio.submit(self._submit, options, fn, args, kwargs)
+        return await aio.result_of(future)
+
+    def stream(
+        self,
+        fn: Callable[..., Iterable[T] | AsyncIterable[T]],
+        /,
+        *args: Any,
+        buffersize: int = 16,
+        **kwargs: Any,
+    ) -> Stream[T]:
+        """Run a generator function in a worker; its items come as they are yielded.
+
+        Iterate with ``for`` or ``async for``. Leaving the loop closes the generator in
+        the worker: its ``finally`` runs. An exception comes after the items before it.
+        Arrays come without a copy, as results do; an array that the generator keeps (as
+        a local variable, say) is copied once in the worker. An open stream occupies its
+        worker; :meth:`shutdown` closes it.
+
+        Args:
+            fn: A generator function, plain or ``async``, or one that returns something
+                to iterate over.
+            *args: Its arguments.
+            buffersize: How many items the worker may be ahead of the consumer.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            SerializationError: If the call cannot be pickled.
+            SharedMemoryFull, PoolClosed, PoolBroken: As :meth:`submit`.
+
+        Example:
+            >>> import shmexec
+            >>> def squares(n):
+            ...     for i in range(n):
+            ...         yield i * i
+            >>> with shmexec.Executor(1) as ex:
+            ...     list(ex.stream(squares, 4))
+            [0, 1, 4, 9]
+        """
+        return self._stream(self._options.call, fn, args, kwargs, buffersize)
+
+    def _stream(
+        self,
+        options: CallOptions,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        buffersize: int,
+    ) -> Stream[Any]:
+        _check_callable(fn)
+        ahead = positive_int("buffersize", buffersize, CREDIT_AT_MOST)
+        stream = self._pool.stream(fn, args, kwargs, options, ahead)
+        # The pool would end with the executor, and close it.
+        return stream.keep_alive(self)
+
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> AsyncIterator[T]:
+        """As :meth:`map`, for ``async for``; reads the iterables only as far as needed.
+
+        Args:
+            fn: The function.
+            *iterables: Their items are its arguments; asynchronous ones may be among
+                them. The shortest one ends the map.
+            buffersize: Calls that are under way at most. Default: two for each worker.
+            ordered: Whether results come in the order of the items, or as they are done.
+
+        Returns:
+            An asynchronous iterator over the results. When it is closed, or the task
+            that reads it is cancelled, its calls are, also those that run.
+        """
+        return self._amap(
+            self._options.call, fn, iterables, buffersize=buffersize, ordered=ordered
+        )
+
+    def _amap(
+        self,
+        options: CallOptions,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...],
+        **settings: Any,
+    ) -> AsyncIterator[Any]:
+        from shmexec import aio
+
+        _check_callable(fn)
+
+        def submit(fn: Callable[..., Any], *args: Any) -> Future[Any]:
+            return self._submit(options, fn, args, {})
+
+        return aio.map_calls(submit, self._pool.width(), fn, iterables, **settings)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        """Shut down, without blocking the event loop."""
+        import asyncio
+
+        await asyncio.to_thread(self.shutdown)
 
     def map(
         self,
@@ -385,6 +560,39 @@ class OptionsView:
     ) -> Future[T]:
         """As :meth:`Executor.submit`."""
         return self._executor._submit(self._options, fn, args, kwargs)  # noqa: SLF001
+
+    async def asubmit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As :meth:`Executor.asubmit`."""
+        return await self._executor._asubmit(  # noqa: SLF001
+            self._options, fn, args, kwargs
+        )
+
+    def stream(
+        self,
+        fn: Callable[..., Iterable[T] | AsyncIterable[T]],
+        /,
+        *args: Any,
+        buffersize: int = 16,
+        **kwargs: Any,
+    ) -> Stream[T]:
+        """As :meth:`Executor.stream`; a time-out counts for the whole stream."""
+        return self._executor._stream(  # noqa: SLF001
+            self._options, fn, args, kwargs, buffersize
+        )
+
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any] | AsyncIterable[Any],
+        buffersize: int | None = None,
+        ordered: bool = True,
+    ) -> AsyncIterator[T]:
+        """As :meth:`Executor.amap`."""
+        return self._executor._amap(  # noqa: SLF001
+            self._options, fn, iterables, buffersize=buffersize, ordered=ordered
+        )
 
     def map(
         self,

@@ -33,6 +33,7 @@ from shmexec.errors import (
     WorkerDied,
 )
 from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
+from shmexec.worker.loop import awaited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -449,7 +450,7 @@ def _outcome(
         objects = sys.modules.get("shmexec.wire.objects")
         if objects is not None:
             fn, args, kwargs = objects.with_values((fn, args, kwargs))
-        value = fn(*args, **kwargs)
+        value = awaited(fn(*args, **kwargs))
     except BaseException as error:  # noqa: BLE001  (SystemExit too is the call's answer)
         return _failure(_RAISED, error)
     buffers: list[pickle.PickleBuffer] = []

@@ -17,6 +17,8 @@ from typing import Any, Literal, SupportsIndex, cast
 
 DEFAULT_WORKERS_AT_MOST = 8
 WORKERS_AT_MOST = 4096
+CREDIT_AT_MOST = 2**31
+"""Items of a stream that may be under way."""
 INLINE_LIMIT = 32 * 1024
 """Arrays and pickles of at least this many bytes travel through blocks."""
 

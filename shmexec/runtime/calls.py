@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from typing import Any, NamedTuple
@@ -79,6 +80,12 @@ class PackedCall:
     by_reference = 0
     placed = 0
     faulted = 0
+    credit = 0
+    """Items it may yield at first; 0 if it is no stream."""
+    items: deque[Future[Any]] | None = None
+    """A stream's futures, as long as somebody wants them; the last is :attr:`future`."""
+    cut = False
+    """Whether the stream was closed because the pool ends."""
 
     def __init__(self, function: FunctionRef, name: str) -> None:
         self.function = function
@@ -178,6 +185,7 @@ def kind_of(
         timeout is not None
         or worker is not None
         or call.arguments
+        or call.credit
         or len(call.payload) > PACKABLE
     ):
         return None
@@ -278,6 +286,13 @@ class Outcome(NamedTuple):
     error: BaseException | None = None
     cancelled: bool = False
     warning: str = ""
+    item: Future[Any] | None = None
+    """The future of an item; that of the call if None."""
+
+    @property
+    def future(self) -> Future[Any]:
+        """Where it is to be put."""
+        return self.item or self.call.future
 
 
 def resolve(outcome: Outcome) -> None:
@@ -285,7 +300,7 @@ def resolve(outcome: Outcome) -> None:
 
     Runs callbacks, which may submit, and wait.
     """
-    future = outcome.call.future
+    future = outcome.future
     result, error = None, outcome.error
     if not (outcome.cancelled or future.settled or error is not None):
         result, error = _unpack(outcome)

@@ -12,8 +12,11 @@ from shmexec.figures import Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime.calls import closed_error
 from shmexec.runtime.futures import Future
+from shmexec.runtime.streams import LocalStream
 from shmexec.wire.objects import with_values
+from shmexec.worker.loop import awaited
 from shmexec.worker.notes import note_read_only
+from shmexec.worker.steps import Steps
 
 
 class InlinePool:
@@ -38,22 +41,38 @@ class InlinePool:
         worker: int | None = None,
     ) -> Future[Any]:
         """Run the call now."""
-        if self._closed:
-            raise closed_error(self.options.name, forked=False, exiting=False)
-        if not self._initialized and self.options.initializer is not None:
-            self._initialized = True
-            self.options.initializer(*self.options.initargs)
+        self._prepare()
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         try:
             fn, args, kwargs = with_values((fn, args, kwargs))
-            future.set_result(fn(*args, **kwargs))
+            future.set_result(awaited(fn(*args, **kwargs)))
             self._done += 1
         except Exception as error:  # noqa: BLE001  (it belongs to the future)
             note_read_only(error, fn, args, kwargs)
             future.set_exception(error)
             self._failed += 1
         return future
+
+    def _prepare(self) -> None:
+        if self._closed:
+            raise closed_error(self.options.name, forked=False, exiting=False)
+        if not self._initialized and self.options.initializer is not None:
+            self._initialized = True
+            awaited(self.options.initializer(*self.options.initargs))
+
+    def stream(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        buffersize: int,
+    ) -> LocalStream[Any]:
+        """Call it now; its steps run as they are asked for."""
+        self._prepare()
+        fn, args, kwargs = with_values((fn, args, kwargs))
+        return LocalStream(Steps(fn(*args, **kwargs)))
 
     def broadcast(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

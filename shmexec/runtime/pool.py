@@ -30,9 +30,14 @@ from shmexec.runtime.calls import Outcome, PackedCall, RoomMaker, pack
 from shmexec.runtime.futures import Future
 from shmexec.runtime.leading import READ, TRIM_AFTER, WRITE, Leading
 from shmexec.runtime.processes import can_be_inherited
+from shmexec.runtime.streams import Stream
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import Machine
+from shmexec.scheduler.machine import (
+    Call as CallRecord,
+    Machine,
+    Worker as WorkerRecord,
+)
 from shmexec.wire.messages import (
     LARGEST,
     LEASES_AT_MOST,
@@ -126,6 +131,7 @@ class Pool:
         self._events: deque[r.Event] = deque()
         self._to_spawn: deque[int] = deque()
         self._to_look: deque[int] = deque()
+        self._dropped: deque[int] = deque()  # streams without a consumer
         self._since_glance = 0
         self._outcomes: dict[int, Outcome] = {}
         self._wanting: list[_Want] = []
@@ -228,6 +234,57 @@ class Pool:
             self._since_glance = 0
             self.leading.glance()
         return call.future
+
+    # -- streams ---------------------------------------------------------------------
+
+    def stream(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        buffersize: int,
+    ) -> Stream[Any]:
+        """Take a call in whose items are wanted; see :meth:`shmexec.Executor.stream`."""
+        self.check_open()
+        call = pack(fn, args, kwargs, self.room)
+        call.credit = buffersize
+        call.items = items = deque([call.future])
+        # Items that have been taken cannot be unmade: no retries.
+        self.enter(call, CallOptions(options.timeout, 0, options.priority))
+        return Stream(self, call.number, items, buffersize)
+
+    def give_credit(self, number: int, credit: int) -> None:
+        """A stream's call may yield so many items more."""
+        with self._lock, self._whole:
+            self._give_credit(number, credit)
+
+    def _give_credit(self, number: int, credit: int) -> None:
+        call = self._machine.calls.get(number)
+        if call is None or call.worker is None or call.stopping:
+            return
+        handle = self._workers[call.worker.id]
+        frees = handle.take_frees(LEASES_AT_MOST)
+        self._tell(handle, Message(Kind.CREDIT, number, number=credit, leases=frees))
+
+    def close_stream(self, number: int) -> None:
+        """Nobody wants more of a stream."""
+        with self._lock, self._whole:
+            self._close_stream(number)
+        self.resolve()
+        self.leading.wake()
+
+    def _close_stream(self, number: int) -> None:
+        call = self._calls.get(number)
+        if call is not None:
+            call.items = None
+            self._handle(r.Cancelled(number))  # if it has not begun
+            self._give_credit(number, 0)
+
+    def drop_stream(self, number: int) -> None:
+        """As :meth:`close_stream`, in a finalizer."""
+        self._dropped.append(number)
+        self.leading.waker.wake()
 
     def check_open(self) -> None:
         """Raise PoolClosed or PoolBroken if no call can be taken."""
@@ -424,7 +481,7 @@ class Pool:
                     Kind.CALL,
                     request,
                     number,
-                    0,
+                    call.credit,
                     0.0,
                     refs,
                     frees,
@@ -434,7 +491,9 @@ class Pool:
                 )
             )
         else:
-            data = encode_plain(Kind.CALL, request, number, 0, 0.0, key, payload)
+            data = encode_plain(
+                Kind.CALL, request, number, call.credit, 0.0, key, payload
+            )
         sent = handle.sender.send(data)
         if not sent:
             self._watch_writing(handle)
@@ -562,10 +621,15 @@ class Pool:
 
     def process(self, *, ticking: bool) -> None:
         """Handle what is in the inbox, then deaths, then time."""
-        if not (self._inbox or self._ended or ticking or self._wanting):
+        if not (
+            self._inbox or self._ended or ticking or self._wanting or self._dropped
+        ):
             return
         with self._lock, self._whole:
             self._empty_inbox()
+            while self._dropped:
+                self._close_stream(self._dropped[0])
+                self._dropped.popleft()
             while self._ended:
                 self._bury(self._ended[0])
                 self._ended.popleft()
@@ -602,6 +666,8 @@ class Pool:
             self.host.release_of(handle.holder, message.leases)
         if kind is Kind.RESULT or kind is Kind.ERROR:
             self._on_reply(handle, message)
+        elif kind is Kind.ITEM:
+            self._on_item(handle, message)
         elif kind is Kind.PACKED:
             handle.note_figures(message)
             results = decode_results(message.payload)
@@ -647,30 +713,64 @@ class Pool:
         if came or ended:
             self._handle(r.PackReplied(handle.number, tuple(came.values()), ended))
 
-    def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
-        kind, number = message.kind, message.request
+    def _on_item(self, handle: WorkerHandle, message: Message) -> None:
+        number = message.request
         call = self._calls.get(number)
-        state = self._machine.calls.get(number)
-        if state is None or state.worker is None or state.worker.id != handle.number:
+        state, _ = self._running(handle, message)
+        payload, views = self._received(handle, message)
+        if call is None or call.items is None or state.stopping:
+            return  # nobody wants it: with its views end its leases
+        future, following = call.future, Future[Any]()
+        following.attach(self, number)
+        following.begin()  # so that it cannot be cancelled for itself
+        call.items.append(following)
+        call.future = following
+        self._outcomes[next(self._numbers)] = Outcome(
+            call, Kind.RESULT, payload, views, item=future
+        )
+
+    def _running(
+        self, handle: WorkerHandle, message: Message
+    ) -> tuple[CallRecord, WorkerRecord]:
+        """The call that a worker speaks of, and the worker, as the scheduler sees them.
+
+        Raises:
+            MalformedMessage: If the worker does not run it.
+        """
+        state = self._machine.calls.get(message.request)
+        worker = None if state is None else state.worker
+        if state is None or worker is None or worker.id != handle.number:
             msg = f"a reply to call {message.request}, which this worker does not run"
             raise MalformedMessage(msg)
+        return state, worker
+
+    def _received(
+        self, handle: WorkerHandle, message: Message
+    ) -> tuple[Any, tuple[np.ndarray, ...]]:
+        """The pickle that a worker sent, and the buffers that belong to it."""
         refs = message.refs
         views = tuple([self._accept(handle, ref) for ref in refs]) if refs else ()
         handle.note_figures(message)
         handle.arena.kept = 0
+        if message.spilled:
+            return views[-1], views[:-1]
+        return message.payload, views
+
+    def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
+        kind, number = message.kind, message.request
+        call = self._calls.get(number)
+        state, worker = self._running(handle, message)
+        payload, views = self._received(handle, message)
         handle.request = 0
         warning, handle.warning = handle.warning, ""
         if call is not None and not state.stopping:
-            payload: Any = message.payload
-            if message.spilled:
-                payload, views = views[-1], views[:-1]
             # Noted before it is forgotten: an interrupt in between loses nothing.
             self._outcomes[number] = Outcome(
                 call, kind, payload, views, None, False, warning
             )
             self._forget(call.number)
         ok, seconds = kind is Kind.RESULT, message.seconds
-        if number in state.worker.pack:
+        if number in worker.pack:
             self._handle(r.PackReplied(handle.number, ((number, ok, seconds),), False))
         else:
             self._handle(r.Finished(number, handle.number, ok, seconds))
@@ -867,7 +967,7 @@ class Pool:
         """The same for those futures that have no callbacks, and that nobody waits for."""
         for number in list(self._outcomes):
             outcome = self._outcomes.get(number)
-            if outcome is not None and outcome.call.future.unwatched:
+            if outcome is not None and outcome.future.unwatched:
                 calls.resolve(outcome)
                 self._outcomes.pop(number, None)
 
@@ -915,6 +1015,10 @@ class Pool:
             return
         with self._lock:
             first, self._closed = not self._closed, True
+            for number in [n for n, call in self._calls.items() if call.credit]:
+                # One that is not read to its end would keep the pool alive.
+                self._handle(r.Cancelled(number))
+                self._give_credit(number, 0)
             if first or cancel_futures:
                 self._handle(r.Closed(cancel_futures))
             started = self.leading.started

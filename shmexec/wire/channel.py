@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections import deque
+from select import select
 
 from shmexec.wire.messages import LARGEST, MalformedMessage
 
@@ -129,6 +130,12 @@ class Receiver:
                 raise EOFError
             self._ready.extend(self._framer.feed(data))
         return self._ready.popleft()
+
+    def receive_nowait(self) -> bytes | None:
+        """The next message if it is there; ``EOFError`` when the parent is gone."""
+        if not self._ready and not select((self._sock,), (), (), 0)[0]:
+            return None
+        return self.receive()  # messages are small: what has begun comes whole
 
 
 _TAG = struct.Struct("<Q")

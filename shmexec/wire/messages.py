@@ -39,6 +39,8 @@ class Kind(IntEnum):
     FORGET = 14  # parent: these arenas are gone; worker: `number` did not arrive
     PACK = 15  # parent: run these, beginning none after `seconds` on the clock
     PACKED = 16  # worker: results of a pack; the last ones if `request` is set
+    ITEM = 17  # worker: the call yielded; more comes
+    CREDIT = 18  # parent: call `request` may yield `number` items more; 0: no more
 
 
 class Mode(IntEnum):
@@ -68,7 +70,8 @@ class Message(NamedTuple):
         kind: See :class:`Kind`.
         request: Number of the call, unique in the parent; 0 if about none.
         generation: Number of the worker, unique in the parent.
-        number: Depends on the kind.
+        number: Depends on the kind. In a call: how many items it may yield before there
+            is more credit; 0 if it is not streamed.
         seconds: Duration of the call, in replies; a time of ``time.monotonic`` in packs.
         refs: Buffers; with ``spilled`` the last one holds the payload.
         leases: Leases that ended (from workers) or offsets to free (to them).

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from math import inf
 from multiprocessing.process import BaseProcess
 from time import perf_counter
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, NoReturn
 
 from shmexec.deadline import now
@@ -36,6 +36,7 @@ from shmexec.wire.messages import (
     in_batches,
 )
 from shmexec.wire.pickling import Pickled, ReplyPickler, Source, dump, explain, load
+from shmexec.worker import loop as event_loop
 from shmexec.worker.handover import place_all
 from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.notes import note_read_only
@@ -46,6 +47,7 @@ from shmexec.worker.setup import (
     WorkerConfig,
     prepare,
 )
+from shmexec.worker.steps import END, Steps
 
 _PACKED_AT_MOST = 4096
 """Bytes of a result that goes with others."""
@@ -96,6 +98,7 @@ class _Worker:
         self._memory = WorkerMemory(config, self._want_quota)
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._postponed: deque[Message] = deque()
+        self._credits: dict[int, int | None] = {}  # of streams; None: closed
         self._running = False
         self._mark = config.fault_log.number
         self._pid = os.getpid()
@@ -113,16 +116,26 @@ class _Worker:
         while True:
             try:
                 message = self._next()
-            except (EOFError, ConnectionError):
+                if message.kind is Kind.EXIT:
+                    event_loop.close()
+                    return
+                self._handle(message)
+            except _ParentGone:
                 return
-            if message.kind is Kind.EXIT:
-                return
-            self._handle(message)
 
     def _next(self) -> Message:
         if self._postponed:
             return self._postponed.popleft()
-        return decode(self._receiver.receive())
+        return self._receive()
+
+    def _receive(self) -> Message:
+        """Wait for the parent; what calls left on the event loop goes on meanwhile."""
+        if event_loop.is_needed():
+            event_loop.run_until_readable(self._requests.fileno())
+        try:
+            return decode(self._receiver.receive())
+        except (EOFError, ConnectionError):
+            raise _ParentGone from None
 
     def _handle(self, message: Message) -> None:
         kind = message.kind
@@ -136,7 +149,7 @@ class _Worker:
         elif kind is Kind.PACK:
             self._memory.free(message.leases)
             self._pack(message)
-        elif kind is Kind.FREE:
+        elif kind is Kind.FREE or kind is Kind.CREDIT:  # a late one
             self._memory.free(message.leases)
         elif kind is Kind.DEFINE:
             self._define(message)
@@ -158,16 +171,119 @@ class _Worker:
 
     # -- calls -------------------------------------------------------------------------
 
-    def _call(self, message: Message) -> None:
+    def _begin(self, message: Message) -> float:
         self._memory.make_room()
         # From here on the call is charged if the worker dies.
         os.pwrite(self._mark, message.request.to_bytes(MARK_BYTES, "little"), 0)
-        started = perf_counter()
+        return perf_counter()
+
+    def _call(self, message: Message) -> None:
+        if message.number:
+            self._stream(message)
+            return
+        started = self._begin(message)
         kind, pickled = self._execute(message)
         seconds = perf_counter() - started
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
         self._reply(message, kind, pickled, seconds)
+
+    def _stream(self, message: Message) -> None:
+        """Send what a call yields, as long as there is credit; then reply, once."""
+        started = self._begin(message)
+        kind, made = self._start_stream(message)
+        answer: tuple[Kind, Pickled] | None = kind, made
+        if kind is Kind.ITEM:
+            self._credits[message.request] = message.number
+            answer = self._send_items(message, *made)
+            del self._credits[message.request]
+        del made
+        if answer is not None:
+            self._reply(message, *answer, perf_counter() - started)
+
+    def _send_items(
+        self,
+        message: Message,
+        steps: Steps,
+        called: tuple[Callable[..., Any], Any, Any],
+    ) -> tuple[Kind, Pickled] | None:
+        """How it ended; None if that has been said."""
+        request = message.request
+        while self._may_yield(request):
+            self._memory.make_room()
+            kind, pickled = self._step(steps, called)
+            if os.getpid() != self._pid:
+                os._exit(0)
+            if kind is not Kind.ITEM:
+                if kind is Kind.ERROR:
+                    self._close(steps)  # the iterator itself may be sound
+                return kind, pickled
+            if self._reply(message, kind, pickled, 0.0) is Kind.ERROR:
+                self._close(steps)  # there was no room for the item
+                return None
+        return self._close(steps)
+
+    def _start_stream(self, message: Message) -> tuple[Kind, Any]:
+        called: tuple[Callable[..., Any], Any, Any] | None = None
+        try:
+            fn, args, kwargs = called = self._unpack(message)
+            made = self._run(fn, args, kwargs, births=True)
+            return Kind.ITEM, (Steps(made), called)
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
+            if called:
+                note_read_only(error, *called)
+            return Kind.ERROR, pickle_error(error, skip=1)
+
+    def _step(
+        self, steps: Steps, called: tuple[Callable[..., Any], Any, Any]
+    ) -> tuple[Kind, Pickled]:
+        try:
+            item = self._run(steps.step, (), {}, births=True)
+        except BaseException as error:  # noqa: BLE001
+            note_read_only(error, *called)
+            return Kind.ERROR, pickle_error(error, skip=1)
+        if item is END:
+            return Kind.RESULT, dump(None, ReplyPickler)
+        try:
+            return Kind.ITEM, dump(item, ReplyPickler)
+        except BaseException as error:  # noqa: BLE001
+            failure = explain(error, {"item": item}, "an item of the stream")
+            return Kind.ERROR, pickle_error(failure)
+
+    def _close(self, steps: Steps) -> tuple[Kind, Pickled]:
+        try:
+            self._run(steps.close, (), {}, births=True)
+        except BaseException as error:  # noqa: BLE001
+            return Kind.ERROR, pickle_error(error, skip=1)
+        return Kind.RESULT, dump(False, ReplyPickler)  # not to its end
+
+    def _may_yield(self, request: int) -> bool:
+        """Use credit for an item; false if nobody wants more.
+
+        Without credit it waits for the parent, which gives more as items are taken, or
+        says that the stream is closed: also when its consumer is gone, or the pool ends.
+        """
+        while True:
+            while (data := self._receiver.receive_nowait()) is not None:
+                self._postpone(decode(data))
+            credit = self._credits[request]
+            if credit is None:
+                return False
+            if credit:
+                self._credits[request] = credit - 1
+                return True
+            self._postpone(self._receive())
+
+    def _postpone(self, message: Message) -> None:
+        """Keep a message for later, unless it is about the stream that runs."""
+        if message.kind is not Kind.CREDIT:
+            self._postponed.append(message)
+            return
+        self._memory.free(message.leases)
+        credit = self._credits.get(message.request)
+        if credit is not None:  # else it has ended, or is closed
+            more = message.number
+            self._credits[message.request] = credit + more if more else None
 
     def _pack(self, message: Message) -> None:
         """Run calls until the deadline has passed; the first one in any case.
@@ -225,7 +341,8 @@ class _Worker:
 
     def _reply(
         self, message: Message, kind: Kind, pickled: Pickled, seconds: float
-    ) -> None:
+    ) -> Kind:
+        """Send it; returns its kind, which is ERROR if there was no room."""
         reply = None
         if pickled.sources or len(pickled.payload) >= INLINE_LIMIT:
             reply = self._place(message, kind, pickled, seconds)
@@ -242,7 +359,7 @@ class _Worker:
                     kind, request, generation, number, seconds, counts, payload
                 )
             )
-            return
+            return kind
         *others, last = [*in_batches(ended)] or [()]
         for leases in others:
             self._send(Message(Kind.RETURNED, leases=leases))
@@ -250,6 +367,7 @@ class _Worker:
             reply = Message(kind, message.request, generation, number, seconds)
             reply = reply._replace(payload=payload)
         self._send(reply._replace(leases=last, key=counts))
+        return reply.kind
 
     def _execute(self, message: Message) -> tuple[Kind, Pickled]:
         """Run the call and pickle what came of it; its arguments die on return."""
@@ -270,7 +388,7 @@ class _Worker:
             if hasattr(result, "send") and hasattr(result, "throw"):
                 failure.add_note(
                     "The call returned a generator, which lives in its process only: "
-                    "return list(...) of it instead."
+                    "call it by stream() instead, or return list(...) of it."
                 )
             return Kind.ERROR, pickle_error(failure)
 
@@ -282,7 +400,10 @@ class _Worker:
         try:
             self._running = True
             try:
-                return fn(*args, **kwargs)
+                result = fn(*args, **kwargs)
+                if type(result) is CoroutineType:
+                    return event_loop.run(result)
+                return result
             finally:
                 self._running = False
         finally:
@@ -337,7 +458,7 @@ class _Worker:
 
     def _run_inherited(self, initializer: Inherited) -> tuple[Kind, Pickled]:
         try:
-            initializer.fn(*initializer.args)
+            event_loop.awaited(initializer.fn(*initializer.args))
         except BaseException as error:  # noqa: BLE001
             return Kind.ERROR, pickle_error(error, skip=1)
         return Kind.RESULT, Pickled(b"", [])
@@ -395,11 +516,15 @@ class _Worker:
         """Ask the parent for room, and wait for its answer: it always gives one."""
         self._send(Message(Kind.WANT, number=nbytes, request=result))
         while True:
-            message = decode(self._receiver.receive())
+            message = self._receive()
             if message.kind is Kind.GRANT:
                 used, budget = message.leases
                 return message.number, used, budget
-            self._postponed.append(message)
+            self._postpone(message)
+
+
+class _ParentGone(Exception):
+    """Nobody is left to serve."""
 
 
 class _Raises:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmexec.worker.loop import awaited
 from shmexec.worker.notes import note_read_only
 
 
@@ -27,10 +28,10 @@ def run_chunk(fn: Callable[..., Any], items: Sequence[Any], star: bool) -> Any:
         # Not map(): a StopIteration of fn's would end it without a word.
         if star:
             for item in items:
-                results.append(fn(*item))  # noqa: PERF401  (an error leaves the rest)
+                results.append(awaited(fn(*item)))  # noqa: PERF401  (an error leaves the rest)
         else:
             for item in items:
-                results.append(fn(item))
+                results.append(awaited(fn(item)))
     except Exception as error:  # noqa: BLE001  (it is part of the answer)
         note_read_only(error, fn, item if star else (item,), {})
         failed = bytes(pickle_error(error, skip=1).payload)
@@ -67,7 +68,7 @@ def run_batch(
     place = np.empty(*target) if isinstance(target, Blank) else target
     given = {"out": place} if passes_out and place is not None else {}
     try:
-        result = fn(*parts, **given)
+        result = awaited(fn(*parts, **given))
     except ValueError as error:
         note_read_only(error, fn, parts, given)
         raise

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 import numpy as np
 
 import shmexec
+
+
+async def wait(number: int) -> str:
+    return str(number)
+
+
+def count(number: int) -> Iterator[int]:
+    yield from range(number)
 
 
 def halve(number: int, *, exact: bool = True) -> float:
@@ -22,7 +30,7 @@ def check() -> None:
         assert_type(ex.options(timeout=1).submit(halve, 3), shmexec.Future[float])
         assert_type(ex.broadcast(halve, 3), list[float])
         assert_type(ex.stats(), shmexec.Stats)
-        ex.submit(halve, "three")  # type: ignore[arg-type]
+        ex.submit(halve, "three")  # type: ignore[call-overload]
 
 
 def check_share(array: np.ndarray) -> None:
@@ -30,3 +38,15 @@ def check_share(array: np.ndarray) -> None:
     handle = shmexec.share({"a": 1})
     assert_type(handle, shmexec.Shared[dict[str, int]])
     assert_type(handle.value, dict[str, int])
+
+
+async def check_async() -> None:
+    async with shmexec.Executor(2) as ex:
+        assert_type(ex, shmexec.Executor)
+        assert_type(ex.submit(wait, 3), shmexec.Future[str])
+        assert_type(await ex.asubmit(wait, 3), str)
+        assert_type(await ex.asubmit(halve, 3), float)
+        assert_type(ex.stream(count, 3), shmexec.Stream[int])
+        async for number in ex.stream(count, 3):
+            assert_type(number, int)
+        assert_type(ex.amap(halve, [1]), AsyncIterator[float])
