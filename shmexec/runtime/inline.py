@@ -14,6 +14,7 @@ from shmexec.runtime.calls import closed_error
 from shmexec.runtime.futures import Future
 from shmexec.runtime.streams import LocalStream
 from shmexec.wire.objects import with_values
+from shmexec.worker import loop
 from shmexec.worker.loop import awaited
 from shmexec.worker.notes import note_read_only
 from shmexec.worker.steps import Steps
@@ -141,6 +142,7 @@ class InlinePool:
     def shutdown(self, *, wait: bool = True, cancel_futures: bool = False) -> None:
         """Take no more calls."""
         self._closed = True
+        loop.close()
 
     def abandon(self) -> None:
         """Nothing is left behind."""

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shmexec.errors import PoolClosed
+from shmexec.worker.steps import END
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -149,8 +150,6 @@ class LocalStream(Stream[T]):
         self._owner = None
 
     def __next__(self) -> T:
-        from shmexec.worker.steps import END
-
         if self._ended:
             raise StopIteration
         try:
@@ -164,10 +163,17 @@ class LocalStream(Stream[T]):
         return item  # type: ignore[no-any-return]
 
     async def __anext__(self) -> T:
+        if self._ended:
+            raise StopAsyncIteration
         try:
-            return next(self)
-        except StopIteration:
-            raise StopAsyncIteration from None
+            item = await self._steps.astep()
+        except BaseException:
+            self._ended = True
+            raise
+        if item is END:
+            self._ended = True
+            raise StopAsyncIteration
+        return item  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close the generator now."""

@@ -40,8 +40,16 @@ class Steps:
         """The next item, or :data:`END`."""
         if self._plain is not None:
             return next(self._plain, END)
-        assert self._other is not None
-        return run(_step(self._other))
+        return run(self.astep())
+
+    async def astep(self) -> Any:
+        """The next item, or :data:`END`, in the event loop of whoever awaits it."""
+        if self._other is None:
+            return self.step()
+        try:
+            return await anext(self._other)
+        except StopAsyncIteration:
+            return END
 
     def close(self) -> None:
         """Have a generator run its ``finally``; other iterators are just let go."""
@@ -53,13 +61,6 @@ class Steps:
         aclose = getattr(other, "aclose", None)
         if aclose is not None:
             run(_close(aclose))
-
-
-async def _step(iterator: AsyncIterator[Any]) -> Any:
-    try:
-        return await anext(iterator)
-    except StopAsyncIteration:
-        return END
 
 
 async def _close(aclose: Any) -> None:

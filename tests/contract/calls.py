@@ -390,3 +390,17 @@ def act(what: str, where: Any = None, value: Any = None) -> Any:
     elif what == "text":
         return "x" * value
     return value
+
+
+async def double_later(x: Any) -> Any:
+    """Twice ``x``, by way of the event loop."""
+    import asyncio
+
+    await asyncio.sleep(0)
+    return 2 * x
+
+
+def touch_and_sleep(folder: Any) -> None:
+    """Leave a file with the worker's name; then run until stopped."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
