@@ -281,6 +281,12 @@ class Host:
         self.budget.discharge(self._account_of.pop(offset), self.arena.free(offset))
         self.room.notify_all()
 
+    def hold(self, block: Block) -> Loan:
+        """Take a block over from its maker as this program's, without a view of it."""
+        with self.lock:
+            self.ledger.move(block.lease, HOST)
+        return self.result_loan((*block.key, block.nbytes), block.lease)
+
     def keep(self, block: Block, *, readonly: bool = False) -> np.ndarray:
         """Take a block over from its maker as an array of this program's own."""
         with self.lock:
@@ -402,28 +408,40 @@ class Host:
             self.room.notify_all()
 
     def take_back(
-        self, holder: Hashable, lease: int, offset: int, nbytes: int
-    ) -> np.ndarray:
+        self, holder: Hashable, lease: int, place: tuple[int, int, int]
+    ) -> None:
         """An argument that a worker returns as it is: its lease becomes the parent's.
+
+        Args:
+            holder: The worker.
+            lease: The one that it has on the argument's block.
+            place: Arena, offset and length of what it returns.
 
         Raises:
             ValueError: If the lease is not the holder's, or the range not in its block.
         """
+        arena, offset, nbytes = place
         with self.lock:
             key = self.ledger.block_of(lease)
             if (
                 key is None
-                or key[0] != self.arena.id
-                or lease not in self.ledger.held_by(holder)
+                or key[0] != arena
+                or self.ledger.holder_of(lease) != holder
                 or not key[1] <= offset
                 or nbytes <= 0
-                or offset + nbytes > key[1] + self.arena.blocks.size_of(key[1])
+                or offset + nbytes > key[1] + self._size_of(key)
             ):
                 msg = f"worker returned [{offset}, +{nbytes}) by lease {lease}, not its own"
                 raise ValueError(msg)
             self.ledger.move(lease, HOST)
-        place = (self.arena.id, offset, nbytes)
-        return lend(self.arena.segment, place, lease, self.returns)
+
+    def _size_of(self, key: BlockKey) -> int:
+        """Bytes of a leased block that may be given to a worker as its own."""
+        arena, offset = key
+        if arena == self.arena.id:
+            return self.arena.blocks.size_of(offset)
+        worker = self._workers.get(arena)
+        return 0 if worker is None else worker.live[offset]
 
     def accept(self, worker: WorkerArena, offset: int, nbytes: int) -> int:
         """Take a result block over from a worker; returns the parent's lease on it.
@@ -441,12 +459,17 @@ class Host:
             worker.live[offset] = -(-nbytes // ALIGNMENT) * ALIGNMENT
             return self.ledger.lease((worker.id, offset), HOST)
 
-    def result_view(
-        self, worker: WorkerArena, offset: int, nbytes: int, lease: int
-    ) -> np.ndarray:
-        """The bytes of an accepted result; its lease ends with the last view."""
-        place = (worker.id, offset, nbytes)
-        return lend(worker.segment, place, lease, self.returns)
+    def result_view(self, place: tuple[int, int, int], lease: int) -> np.ndarray:
+        """The bytes of a result, by arena, offset and length.
+
+        The lease, which is this program's, ends with the last view.
+        """
+        return lend(self.segment_of(place[0]), place, lease, self.returns)
+
+    def result_loan(self, place: tuple[int, int, int], lease: int) -> Loan:
+        """The same for bytes that nobody looks at here; the lease ends with the loan."""
+        segment = self.segment_of(place[0])
+        return Loan(segment, place, lease, self.returns, readonly=False)
 
     def bury(self, worker: WorkerArena, holder: Hashable) -> None:
         """A worker was reaped: end its leases, inherit its arena.

@@ -11,8 +11,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from shmexec.deadline import Deadline
 from shmexec.errors import (
     MemoryWarning,
@@ -28,6 +26,7 @@ from shmexec.options import INLINE_LIMIT
 from shmexec.runtime.futures import Future
 from shmexec.wire.functions import FunctionRef, describe
 from shmexec.wire.messages import Kind, Mode
+from shmexec.wire.parcels import Parcel
 from shmexec.wire.pickling import (
     AnySource,
     Pickled,
@@ -45,6 +44,11 @@ CALLS = "calls"
 
 HOLDING_STILL = 5.0
 """Seconds that a submit waits for room which only results in this program can give."""
+
+PAYLOAD_AT_MOST = INLINE_LIMIT + 4096
+"""Bytes of a call's pickle that go in its message: a parcel's own, and what is around it.
+
+So a parcel is passed on without need of room."""
 
 LOOK = 0.05
 """Seconds after which a thread that waits for room looks by itself."""
@@ -67,12 +71,17 @@ class Argument(NamedTuple):
 
 
 class PackedCall:
-    """A call ready to be sent, as often as it must be."""
+    """A call ready to be sent, as often as it must be.
+
+    Attributes:
+        sealed: Its result is passed on as a parcel, not unpickled here.
+    """
 
     number = 0
     payload: bytes = b""
     spilled = False
     timeout: float | None = None
+    sealed = False
     arguments: Sequence[Argument] = ()
     blocks: Sequence[Block] = ()
     objects: Sequence[Any] = ()
@@ -145,16 +154,17 @@ def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) 
     sources: list[AnySource] = pickled.sources
     if pickled.in_files:
         call.by_reference += pickled.in_files
-    if not sources and len(pickled.payload) < INLINE_LIMIT:
+    inline = len(pickled.payload) < PAYLOAD_AT_MOST
+    if not sources and inline:
         call.payload = bytes(pickled.payload)
         return
     call.objects = pickled.objects
     call.arguments, call.blocks = arguments, blocks = [], []
-    if len(pickled.payload) >= INLINE_LIMIT:
+    if inline:
+        call.payload = bytes(pickled.payload)
+    else:
         sources = [*sources, Source(pickled.payload)]
         call.spilled = True
-    else:
-        call.payload = bytes(pickled.payload)
     for source in sources:
         if isinstance(source, PlacedSource):
             key = source.block
@@ -162,7 +172,8 @@ def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) 
                 # The program may drop the array before the call is sent.
                 blocks.append(room.lease(key))
                 key = blocks[-1].key
-            arguments.append(Argument(key, source.offset, source.nbytes, source.mode))
+            own = mode if source.mode is Mode.PRIVATE else source.mode
+            arguments.append(Argument(key, source.offset, source.nbytes, own))
             call.by_reference += source.passed
             continue
         block = room.place(source.nbytes, source=source)
@@ -171,6 +182,40 @@ def _place_all(call: PackedCall, pickled: Pickled, room: RoomMaker, mode: Mode) 
         call.faulted += block.faulted
         call.copied += source.nbytes
         arguments.append(Argument(block.key, block.key[1], block.nbytes, mode))
+
+
+def seal(obj: Any, room: RoomMaker) -> tuple[Parcel, int]:
+    """An object as a parcel for a call to come, and the bytes that were copied for it.
+
+    Raises:
+        SerializationError: If it cannot be pickled.
+        SharedMemoryFull: If there is no room. Nothing is held after an error.
+    """
+    try:
+        pickled = dump(obj, returns=room.returns)
+    except Exception as error:
+        raise explain(error, {"item": obj}, "the item") from error
+    payload: bytes | None = None
+    found = pickled.sources
+    if len(pickled.payload) < INLINE_LIMIT:
+        payload = bytes(pickled.payload)
+    else:
+        found = [*found, Source(pickled.payload)]
+    sources, copied = [], 0
+    for source in found:
+        if isinstance(source, PlacedSource):
+            source.first = None  # the loan is enough
+            sources.append(source)
+            continue
+        loan = room.hold(room.place(source.nbytes, source=source))
+        sources.append(_passed_on(loan))
+        sources[-1].passed = 0  # they are counted as copied
+        copied += source.nbytes
+    return Parcel(payload, sources, pickled.objects), copied
+
+
+def _passed_on(loan: Loan) -> PlacedSource:
+    return PlacedSource(loan, loan.offset, loan.nbytes, Mode.PRIVATE)
 
 
 PACKABLE = 256
@@ -213,9 +258,20 @@ class RoomMaker:
         return self._host.returns
 
     def lease(self, loan: Loan) -> Block:
-        """A lease for a call on the block of a loan, in any arena."""
+        """A lease for a call on the block of a loan, in any arena.
+
+        Raises:
+            ValueError: If that is in memory of another kind.
+        """
+        if loan.returns is not self.returns:
+            msg = "a parcel of a pool with another kind of shared memory"
+            raise ValueError(msg)
         with self._host.lock:
             return self._host.lease_too(loan, CALLS)
+
+    def hold(self, block: Block) -> Loan:
+        """A block that was placed as the program's own."""
+        return self._host.hold(block)
 
     def give_back(self, blocks: Sequence[Block]) -> None:
         """End the leases of blocks that were placed."""
@@ -282,7 +338,8 @@ class Outcome(NamedTuple):
     call: PackedCall
     kind: Kind | None
     payload: Any = b""
-    views: tuple[np.ndarray, ...] = ()
+    views: tuple[Any, ...] = ()
+    """Of the buffers; their loans if the call is sealed."""
     error: BaseException | None = None
     cancelled: bool = False
     warning: str = ""
@@ -328,6 +385,8 @@ def resolve(outcome: Outcome) -> None:
 def _unpack(outcome: Outcome) -> tuple[Any, BaseException | None]:
     if outcome.kind is Kind.ERROR:
         return None, _unpack_error(outcome)
+    if outcome.call.sealed:
+        return _parcel(outcome), None
     try:
         return load(outcome.payload, outcome.views), None
     except BaseException as cause:
@@ -340,6 +399,13 @@ def _unpack(outcome: Outcome) -> tuple[Any, BaseException | None]:
         error = SerializationError(msg, "result")
         error.__cause__ = cause
         return None, error
+
+
+def _parcel(outcome: Outcome) -> Parcel:
+    payload, loans = outcome.payload, outcome.views
+    if isinstance(payload, Loan):
+        loans, payload = (*loans, payload), None
+    return Parcel(payload, [_passed_on(loan) for loan in loans])
 
 
 def _is_for_this_thread(error: BaseException) -> bool:

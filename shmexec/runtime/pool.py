@@ -51,6 +51,7 @@ from shmexec.wire.messages import (
     encode,
     encode_plain,
 )
+from shmexec.wire.parcels import Parcel
 from shmexec.worker.setup import Inherited
 
 _SMALLEST_GRANT = 16 << 20
@@ -179,11 +180,18 @@ class Pool:
         kwargs: Mapping[str, Any],
         options: CallOptions,
         worker: int | None = None,
+        *,
+        sealed: bool = False,
     ) -> Future[Any]:
-        """Take a call in; see :meth:`shmexec.Executor.submit`."""
+        """Take a call in; see :meth:`shmexec.Executor.submit`.
+
+        If ``sealed``, the result is a :class:`~shmexec.wire.parcels.Parcel`, to be
+        given to another call.
+        """
         self.check_open()
         try:
             call = pack(fn, args, kwargs, self.room, copy=options.retries > 0)
+            call.sealed = sealed
         except SerializationError as error:
             # As the standard library: it is the call that failed, not its submission.
             failed: Future[Any] = Future()
@@ -358,6 +366,18 @@ class Pool:
         with self._lock:
             self._count_blocks(not block.faulted, block.faulted)
         return block
+
+    def seal(self, obj: Any) -> Parcel:
+        """An object as a parcel: pickled, and copied into blocks, as an argument is.
+
+        Raises:
+            SerializationError: If it cannot be pickled.
+            SharedMemoryFull: If there is no room. Nothing is held after an error.
+        """
+        self.check_open()
+        parcel, copied = calls.seal(obj, self.room)
+        self.count_copied(copied)
+        return parcel
 
     def count_copied(self, nbytes: int) -> None:
         """Note that so many bytes were copied into a block that :meth:`place` gave."""
@@ -749,7 +769,11 @@ class Pool:
     ) -> tuple[Any, tuple[np.ndarray, ...]]:
         """The pickle that a worker sent, and the buffers that belong to it."""
         refs = message.refs
-        views = tuple([self._accept(handle, ref) for ref in refs]) if refs else ()
+        # What goes on to another worker is not looked at here.
+        sealed = kind is Kind.RESULT and call is not None and call.sealed
+        views: tuple[Any, ...] = ()
+        if refs:
+            views = tuple([self._accept(handle, ref, sealed=sealed) for ref in refs])
         handle.note_figures(message)
         handle.arena.kept = 0
         if message.spilled:
@@ -775,14 +799,17 @@ class Pool:
         else:
             self._handle(r.Finished(number, handle.number, ok, seconds))
 
-    def _accept(self, handle: WorkerHandle, ref: Ref) -> Any:
-        if ref.arena == self.host.arena.id:
-            return self.host.take_back(handle.holder, ref.lease, ref.offset, ref.nbytes)
-        if ref.arena != handle.arena.id:
+    def _accept(self, handle: WorkerHandle, ref: Ref, *, sealed: bool) -> Any:
+        lease, place = ref.lease, (ref.arena, ref.offset, ref.nbytes)
+        host = self.host
+        if lease:  # an argument that comes back
+            host.take_back(handle.holder, lease, place)
+        elif ref.arena != handle.arena.id:
             msg = f"a result in arena {ref.arena}, not the worker's own"
             raise MalformedMessage(msg)
-        lease = self.host.accept(handle.arena, ref.offset, ref.nbytes)
-        return self.host.result_view(handle.arena, ref.offset, ref.nbytes, lease)
+        else:
+            lease = host.accept(handle.arena, ref.offset, ref.nbytes)
+        return (host.result_loan if sealed else host.result_view)(place, lease)
 
     def _bury(self, handle: WorkerHandle) -> None:
         """A worker's process has ended: first read all it said, then decide."""

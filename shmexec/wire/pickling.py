@@ -195,13 +195,21 @@ class _Buffers:
     until the garbage collector comes by.
     """
 
-    __slots__ = ("_placeholders", "in_files", "objects", "shared", "sources")
+    __slots__ = (
+        "_placeholders",
+        "for_worker",
+        "in_files",
+        "objects",
+        "shared",
+        "sources",
+    )
 
     def __init__(self) -> None:
         self.sources: list[AnySource] = []
         self.shared: dict[tuple[Loan, Mode], PlacedSource] = {}
         self.in_files = 0
         self.objects: list[object] = []
+        self.for_worker = False
         self._placeholders: dict[int, tuple[AnySource, object]] = {}
 
     def hole(self, source: AnySource) -> pickle.PickleBuffer:
@@ -371,16 +379,41 @@ class ReplyPickler(CallPickler):
 
     _by_path = False  # what is returned is the caller's, to write to
     _made_here: ClassVar[weakref.WeakSet[type]] = weakref.WeakSet()
+    _pickled_classes: ClassVar[weakref.WeakKeyDictionary[type, bytes]] = (
+        weakref.WeakKeyDictionary()
+    )
+
+    @classmethod
+    def note_unknown(cls, made: type) -> None:
+        """The parent does not know this class: results take it along by value."""
+        cls._made_here.add(made)
 
     def _reduce_class(self, cls: type) -> Any:
         tracked = _tracking._DYNAMIC_CLASS_TRACKER_BY_CLASS  # noqa: SLF001
         tracker_id = tracked.get(cls)
-        if tracker_id is not None and cls not in self._made_here:
+        made_here = cls in self._made_here
+        if self.buffers.for_worker:
+            return self._reduce_class_for_worker(cls, made_here)
+        if tracker_id is not None and not made_here:
             return find_class, (tracker_id, cls.__qualname__)
         reduced = cloudpickle.Pickler.reducer_override(self, cls)
         if cls in tracked:
             self._made_here.add(cls)
         return reduced
+
+    def _reduce_class_for_worker(self, cls: type, made_here: bool) -> Any:
+        """By value beside its tracker id: another worker may have it, or may not."""
+        tracked = _tracking._DYNAMIC_CLASS_TRACKER_BY_CLASS  # noqa: SLF001
+        if cls not in tracked:
+            reduced = cloudpickle.Pickler.reducer_override(self, cls)
+            if cls not in tracked:
+                return reduced
+            made_here = True
+            self._made_here.add(cls)
+        pickled = self._pickled_classes.get(cls)
+        if pickled is None:
+            pickled = self._pickled_classes[cls] = cloudpickle.dumps(cls, protocol=5)
+        return find_or_make_class, (tracked[cls], pickled, made_here)
 
 
 def _in_band(array: np.ndarray, cls: type) -> Any:
@@ -484,6 +517,22 @@ def find_class(tracker_id: str, name: str) -> type:
     if found is None:
         msg = f"a result refers to class {name!r}, which no longer exists here"
         raise pickle.UnpicklingError(msg)
+    return cast("type", found)
+
+
+def find_or_make_class(tracker_id: str, pickled: bytes, unknown: bool) -> type:
+    """A class of another worker: this process's own if it has it, else a new one.
+
+    Args:
+        tracker_id: Its name among all processes.
+        pickled: The class by value.
+        unknown: Whether the parent does not have it.
+    """
+    found = _tracking._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker_id)  # noqa: SLF001
+    if found is None:
+        found = pickle.loads(pickled)
+        if unknown:
+            ReplyPickler.note_unknown(found)
     return cast("type", found)
 
 

@@ -55,7 +55,7 @@ class _Born:
 
 
 class _Lent:
-    """An argument, or most of it, that lies in a block of the parent's."""
+    """An argument, or most of it, in whatever arena its block lies."""
 
     def __init__(self, ref: Ref) -> None:
         self._ref = ref

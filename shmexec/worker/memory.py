@@ -50,9 +50,10 @@ class WorkerMemory:
             config.own_arena, Segment(kind, config.own_segment.number, config.own_size)
         )
         # What arguments may lie in.
-        self._parents = Borrowed(kind, config.parent_segment.number, config.parent_size)
         self._arenas = {
-            config.parent_arena: self._parents,
+            config.parent_arena: Borrowed(
+                kind, config.parent_segment.number, config.parent_size
+            ),
             config.own_arena: Borrowed(
                 kind, os.dup(config.own_segment.number), config.own_size
             ),
@@ -141,11 +142,12 @@ class WorkerMemory:
 
     def loan_around(self, address: int, nbytes: int) -> Ref | None:
         """The private argument that these bytes are most of, if they are of one."""
-        offset = address - self._parents.segment(readonly=False).address
         for ref in self._live.values():
+            if ref.mode != Mode.PRIVATE:
+                continue
+            offset = address - self._arenas[ref.arena].segment(readonly=False).address
             if (
-                ref.mode == Mode.PRIVATE
-                and ref.offset <= offset
+                ref.offset <= offset
                 and offset + nbytes <= ref.offset + ref.nbytes
                 and 2 * nbytes >= ref.nbytes
             ):
@@ -165,7 +167,7 @@ class WorkerMemory:
 
     def bytes_of_loan(self, ref: Ref) -> np.ndarray:
         """The bytes of an argument; they stay until its lease was sent back."""
-        segment = self._parents.segment(readonly=False)
+        segment = self._arenas[ref.arena].segment(readonly=False)
         return segment.part(ref.offset, ref.nbytes)
 
     def new_counts(self) -> bytes:
@@ -235,10 +237,10 @@ class WorkerMemory:
     def take_back(self, refs: Iterable[Ref]) -> None:
         """Free results that will not be sent after all."""
         for ref in refs:
-            if ref.arena == self.arena.id:
-                self.free((ref.offset,))
-            else:
+            if ref.lease:  # an argument
                 self.returns.ended.append(ref.lease)
+            else:
+                self.free((ref.offset,))
 
     def make_room(self) -> None:
         """Between calls: ask for quota if arrays of the last one found no room here.
