@@ -15,7 +15,10 @@ _HOME = {
     "Executor": "shmexec.executor",
     "Future": "shmexec.runtime.futures",
     "ForkPerCallExecutor": "shmexec.forkpercall",
+    "FunctionInfo": "shmexec.scripts",
+    "LoadedScript": "shmexec.loading",
     "MemoryStats": "shmexec.figures",
+    "Script": "shmexec.scripts",
     "Shared": "shmexec.wire.objects",
     "Stats": "shmexec.figures",
     "Stream": "shmexec.runtime.streams",
@@ -24,6 +27,7 @@ _HOME = {
     "empty": "shmexec.sharing",
     "empty_like": "shmexec.sharing",
     "full": "shmexec.sharing",
+    "load": "shmexec.loading",
     "share": "shmexec.sharing",
     "shared_arrays": "shmexec.sharing",
     "stats": "shmexec.sharing",
@@ -35,26 +39,32 @@ __all__ = [
     "CallTimeout",
     "Executor",
     "ForkPerCallExecutor",
+    "FunctionInfo",
     "Future",
+    "LoadedScript",
     "MemoryStats",
     "MemoryWarning",
     "PoolBroken",
     "PoolClosed",
     "RemoteError",
     "RemoteTraceback",
+    "Script",
     "SerializationError",
     "Shared",
     "SharedMemoryFull",
     "ShmexecError",
     "Stats",
+    "UnknownFunction",
     "Stream",
     "WorkerDied",
     "WorkerStats",
+    "WrongArguments",
     "__version__",
     "asarray",
     "empty",
     "empty_like",
     "full",
+    "load",
     "share",
     "shared_arrays",
     "stats",
@@ -73,12 +83,16 @@ if TYPE_CHECKING:
         SerializationError,
         SharedMemoryFull,
         ShmexecError,
+        UnknownFunction,
         WorkerDied,
+        WrongArguments,
     )
     from shmexec.executor import Executor
     from shmexec.figures import MemoryStats, Stats, WorkerStats
     from shmexec.forkpercall import ForkPerCallExecutor
+    from shmexec.loading import LoadedScript, load
     from shmexec.runtime.futures import Future
+    from shmexec.scripts import FunctionInfo, Script
     from shmexec.runtime.streams import Stream
     from shmexec.sharing import (
         asarray,

@@ -9,6 +9,8 @@
     ├── CallTimeout            ``timeout=`` passed (TimeoutError)
     ├── CallStopped            stopped by ``future.cancel(running=True)``
     ├── PoolBroken             no worker can be started any more (BrokenProcessPool)
+    ├── UnknownFunction        a script has no function of that name (AttributeError)
+    ├── WrongArguments         a script's function does not take them (TypeError)
     ├── SharedMemoryFull       over the budget and not allowed to wait (MemoryError)
     └── PoolClosed             used after shutdown, or in a forked child (RuntimeError)
 
@@ -40,7 +42,9 @@ __all__ = [
     "SerializationError",
     "SharedMemoryFull",
     "ShmexecError",
+    "UnknownFunction",
     "WorkerDied",
+    "WrongArguments",
 ]
 
 
@@ -136,6 +140,34 @@ class SharedMemoryFull(ShmexecError, MemoryError):
         self.used = used
         self.free = max(0, budget - used)
         self.budget = budget
+
+
+class UnknownFunction(ShmexecError, AttributeError, KeyError):
+    """A script has no function of that name.
+
+    Attributes:
+        names: What it has.
+        closest: The most similar of them, or None.
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("names", "closest")
+
+    def __init__(
+        self, message: str, *, names: tuple[str, ...] = (), closest: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.names = names
+        self.closest = closest
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError would put it in quotes
+
+
+class WrongArguments(ShmexecError, TypeError):
+    """A script's function does not take these arguments; nothing was sent.
+
+    A ``TypeError`` that the function raises itself comes through the future.
+    """
 
 
 class PoolClosed(ShmexecError, RuntimeError):

@@ -20,6 +20,7 @@ The tour of one array, from ``submit()`` to ``result()``:
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
 from collections.abc import (
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
+    from shmexec.scripts import Script
     from shmexec.runtime.streams import Stream
 
 P = ParamSpec("P")
@@ -471,6 +473,49 @@ class Executor(BaseExecutor):
                 priority,
             ),
         )
+
+    def script(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        autoreload: bool = False,
+    ) -> Script:
+        """Load a Python file once in each worker, and call its functions.
+
+        It is loaded in one worker now, and in the others before their first call of it.
+        What it keeps in its module stays, worker by worker.
+
+        Args:
+            path: The file; its folder is put on ``sys.path`` in the workers.
+            autoreload: Look at each call whether the file has changed, and load it again
+                if it has.
+
+        Returns:
+            What has the script's functions as its attributes, see
+            :class:`shmexec.Script`.
+
+        Raises:
+            FileNotFoundError, IsADirectoryError, ValueError: If there is no such ``.py``
+                file.
+            Exception: Whatever the script raises while it is loaded.
+
+        Example:
+            >>> from pathlib import Path
+            >>> import tempfile, shmexec
+            >>> with tempfile.TemporaryDirectory() as folder, shmexec.Executor(1) as ex:
+            ...     path = Path(folder, "model.py")
+            ...     _ = path.write_text("def double(x): return 2 * x")
+            ...     ex.script(path).double(21).result()
+            42
+        """
+        return self._script(self._options.call, path, autoreload=autoreload)
+
+    def _script(
+        self, options: CallOptions, path: str | os.PathLike[str], **settings: Any
+    ) -> Script:
+        from shmexec.scripts import Script, ScriptFile
+
+        return Script(ScriptFile(self, self._pool, options, path, **settings), options)
 
     def broadcast(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
         """Run a call once in every worker, starting all of them; waits for the results.

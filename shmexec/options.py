@@ -136,11 +136,15 @@ def byte_count(name: str, value: object) -> int | None:
         raise ValueError(msg) from None
 
 
-def default_workers() -> int:
-    """Workers of a pool that was not told: ``SHMEXEC_WORKERS``, else usable CPUs."""
+def default_workers(otherwise: int | None = None) -> int:
+    """Workers of a pool that was not told: ``SHMEXEC_WORKERS``, else usable CPUs.
+
+    Args:
+        otherwise: What to take in the place of the usable CPUs.
+    """
     text = os.environ.get("SHMEXEC_WORKERS")
     if text is None:
-        return min(DEFAULT_WORKERS_AT_MOST, cpu_count())
+        return otherwise or min(DEFAULT_WORKERS_AT_MOST, cpu_count())
     try:
         return positive_int("SHMEXEC_WORKERS", int(text), WORKERS_AT_MOST)
     except ValueError:

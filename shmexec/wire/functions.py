@@ -43,6 +43,19 @@ class FunctionRef(NamedTuple):
 
 IN_PAYLOAD = FunctionRef(b"")
 
+
+class Kept:
+    """A callable that a worker keeps, and that says itself what it is known by."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        raise NotImplementedError
+
+    def ref(self) -> FunctionRef:
+        """How it travels; the same each time."""
+        raise NotImplementedError
+
+
 _immutable = (
     type(None),
     bool,
@@ -74,7 +87,7 @@ def describe(fn: Callable[..., object]) -> FunctionRef:
         Exception: If its pickling does.
     """
     if type(fn) not in _DESCRIBED:
-        return IN_PAYLOAD
+        return fn.ref() if isinstance(fn, Kept) else IN_PAYLOAD
     named = _named.get(fn)
     if named is not None:
         names, attribute, module_name, module, ref = named
@@ -94,17 +107,25 @@ def _by_value(fn: Callable[..., object]) -> FunctionRef:
     known = _known.get(fn)
     if known is not None and _same(known[0], seen):
         return known[1]
-    pickled = cloudpickle.dumps(fn, protocol=5)
-    if len(pickled) >= INLINE_LIMIT:
-        ref = IN_PAYLOAD  # bulk goes through a block, as an argument does
-    else:
-        # The parent alone needs it, and it brings all of OpenSSL.
-        import hashlib
-
-        digest = hashlib.blake2b(pickled, digest_size=16).digest()
-        ref = FunctionRef(_BY_DIGEST + digest, pickled)
+    ref = ref_of(fn)
     _known[fn] = seen, ref
     return ref
+
+
+def ref_of(fn: Callable[..., object]) -> FunctionRef:
+    """How a function travels whose pickle workers may keep.
+
+    Raises:
+        Exception: If pickling it does.
+    """
+    pickled = cloudpickle.dumps(fn, protocol=5)
+    if len(pickled) >= INLINE_LIMIT:
+        return IN_PAYLOAD  # bulk goes through a block, as an argument does
+    # The parent alone needs it, and it brings all of OpenSSL.
+    import hashlib
+
+    digest = hashlib.blake2b(pickled, digest_size=16).digest()
+    return FunctionRef(_BY_DIGEST + digest, pickled)
 
 
 def _by_name(fn: Callable[..., object], ref: FunctionRef) -> FunctionRef:

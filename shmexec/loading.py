@@ -1,0 +1,88 @@
+"""``shmexec.load``: a script that brings its own pool."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any, Self
+
+from shmexec.executor import Executor
+from shmexec.figures import Stats
+from shmexec.options import default_workers
+from shmexec.scripts import Script
+
+__all__ = ["LoadedScript", "load"]
+
+
+class LoadedScript(Script):
+    """A script and the pool it runs in; made by :func:`shmexec.load`.
+
+    To be closed, or used as a context manager.
+    """
+
+    def __init__(self, executor: Executor, script: Script) -> None:
+        self._executor = executor
+        super().__init__(script._file, script._options)  # noqa: SLF001
+
+    def stats(self) -> Stats:
+        """Figures about its pool, see :meth:`shmexec.Executor.stats`."""
+        return self._executor.stats()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As :meth:`shmexec.Executor.shutdown`."""
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+    def close(self) -> None:
+        """Take no more calls; returns when those submitted are done."""
+        self.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def load(
+    path: str | os.PathLike[str],
+    workers: int | None = None,
+    *,
+    autoreload: bool = False,
+    **settings: Any,
+) -> LoadedScript:
+    """Load a Python file once, and call its functions; see :class:`shmexec.Script`.
+
+    Args:
+        path: The file; its folder is put on ``sys.path`` in the workers.
+        workers: Processes that load it. Default: ``SHMEXEC_WORKERS``, else one, since a
+            model fills memory.
+        autoreload: See :meth:`shmexec.Executor.script`.
+        **settings: Those of :class:`shmexec.Executor`, such as ``timeout``.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, ValueError: If there is no such ``.py``
+            file.
+        Exception: Whatever the script raises while it is loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import tempfile, shmexec
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "model.py")
+        ...     _ = path.write_text("def double(x): return 2 * x")
+        ...     with shmexec.load(path) as model:
+        ...         model.double(21).result()
+        42
+    """
+    number = default_workers(1) if workers is None else workers
+    executor = Executor(number, **settings)
+    try:
+        return LoadedScript(executor, executor.script(path, autoreload=autoreload))
+    except BaseException:
+        executor.shutdown(cancel_futures=True)
+        raise
