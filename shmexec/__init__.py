@@ -54,8 +54,8 @@ __all__ = [
     "SharedMemoryFull",
     "ShmexecError",
     "Stats",
-    "UnknownFunction",
     "Stream",
+    "UnknownFunction",
     "WorkerDied",
     "WorkerStats",
     "WrongArguments",
@@ -92,8 +92,8 @@ if TYPE_CHECKING:
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.loading import LoadedScript, load
     from shmexec.runtime.futures import Future
-    from shmexec.scripts import FunctionInfo, Script
     from shmexec.runtime.streams import Stream
+    from shmexec.scripts import FunctionInfo, Script
     from shmexec.sharing import (
         asarray,
         empty,

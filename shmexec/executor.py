@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
-    from shmexec.scripts import Script
     from shmexec.runtime.streams import Stream
+    from shmexec.scripts import Script
 
 P = ParamSpec("P")
 T = TypeVar("T")

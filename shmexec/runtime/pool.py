@@ -737,7 +737,7 @@ class Pool:
         number = message.request
         call = self._calls.get(number)
         state, _ = self._running(handle, message)
-        payload, views = self._received(handle, message)
+        payload, views = self._received(handle, message, call)
         if call is None or call.items is None or state.stopping:
             return  # nobody wants it: with its views end its leases
         future, following = call.future, Future[Any]()
@@ -765,12 +765,12 @@ class Pool:
         return state, worker
 
     def _received(
-        self, handle: WorkerHandle, message: Message
-    ) -> tuple[Any, tuple[np.ndarray, ...]]:
+        self, handle: WorkerHandle, message: Message, call: PackedCall | None
+    ) -> tuple[Any, tuple[Any, ...]]:
         """The pickle that a worker sent, and the buffers that belong to it."""
         refs = message.refs
         # What goes on to another worker is not looked at here.
-        sealed = kind is Kind.RESULT and call is not None and call.sealed
+        sealed = call is not None and call.sealed and message.kind is not Kind.ERROR
         views: tuple[Any, ...] = ()
         if refs:
             views = tuple([self._accept(handle, ref, sealed=sealed) for ref in refs])
@@ -784,7 +784,7 @@ class Pool:
         kind, number = message.kind, message.request
         call = self._calls.get(number)
         state, worker = self._running(handle, message)
-        payload, views = self._received(handle, message)
+        payload, views = self._received(handle, message, call)
         handle.request = 0
         warning, handle.warning = handle.warning, ""
         if call is not None and not state.stopping:
