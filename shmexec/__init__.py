@@ -38,6 +38,7 @@ __all__ = [
     "CallStopped",
     "CallTimeout",
     "Executor",
+    "FallbackWarning",
     "ForkPerCallExecutor",
     "FunctionInfo",
     "Future",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from shmexec.errors import (
         CallStopped,
         CallTimeout,
+        FallbackWarning,
         MemoryWarning,
         PoolBroken,
         PoolClosed,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallStopped",
     "CallTimeout",
+    "FallbackWarning",
     "MemoryWarning",
     "PoolBroken",
     "PoolClosed",
@@ -176,6 +177,10 @@ class PoolClosed(ShmexecError, RuntimeError):
 
 class MemoryWarning(UserWarning):
     """A pool needs more memory than it may take, or than the machine has left."""
+
+
+class FallbackWarning(UserWarning):
+    """A pool is broken; its calls run in a process each, as ``fallback=`` asked for."""
 
 
 def __getattr__(name: str) -> object:

@@ -41,6 +41,7 @@ from shmexec.options import (
     DEFAULT_WORKERS_AT_MOST,
     WORKERS_AT_MOST,
     CallOptions,
+    Fallback,
     Options,
     positive_int,
 )
@@ -92,6 +93,11 @@ class Executor(BaseExecutor):
         worker_env: Environment variables for the workers, beside the program's own.
         in_process: Run calls in this process, one after the other, for a debugger.
         name: Shown in process names and messages. Default ``"shmexec"``.
+        fallback: With ``"process-per-call"``, calls that were never begun run in a
+            process forked for each, without ``initializer``, if the pool cannot start
+            or breaks; one :class:`shmexec.FallbackWarning` says so. Not if
+            ``initializer`` raised: that is for you to mend. Default: they fail with
+            :class:`shmexec.PoolBroken`.
 
     Raises:
         TypeError, ValueError: For a setting that makes no sense, at once.
@@ -120,6 +126,7 @@ class Executor(BaseExecutor):
         worker_env: Mapping[str, str] | None = None,
         in_process: bool = False,
         name: str | None = None,
+        fallback: Fallback | None = None,
     ) -> None:
         self._options = Options.check(
             max_workers=max_workers,
@@ -136,6 +143,7 @@ class Executor(BaseExecutor):
             worker_env=worker_env,
             in_process=in_process,
             name=name,
+            fallback=fallback,
         )
         self._max_workers = self._options.max_workers  # Dask reads it
         self._warned = False
@@ -582,6 +590,10 @@ def _make_pool(options: Options) -> Pool | InlinePool:
     if options.start_method == "forkserver":
         # It imports NumPy and the worker's code while this process imports the pool.
         start_fork_server()
+    if options.fallback is not None:
+        from shmexec.fallback import make_pool
+
+        return make_pool(options)
     from shmexec.runtime.pool import Pool
 
     return Pool(options)

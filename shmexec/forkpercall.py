@@ -25,7 +25,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 
 import cloudpickle
 
+from shmexec.deadline import Deadline
 from shmexec.errors import (
+    CallStopped,
+    CallTimeout,
     PoolClosed,
     RemoteError,
     RemoteTraceback,
@@ -159,7 +162,7 @@ class ForkPerCallExecutor(Executor):
             )
             raise PoolClosed(msg)
         try:
-            return self._threads.submit(_run_in_child, fn, args, kwargs)
+            return self._threads.submit(run_in_child, fn, args, kwargs)
         except RuntimeError as error:
             msg = f"submit({_name_of(fn)}): {error}"
             raise PoolClosed(msg) from None
@@ -183,13 +186,37 @@ def _name_of(fn: Callable[..., object]) -> str:
 # ---- the parent's side of one call
 
 
-def _run_in_child(
-    fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+def run_in_child(
+    fn: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    name: str = "",
+    timeout: float | None = None,
+    stop: int | None = None,
 ) -> T:
+    """Run a call in a process forked for it, and wait for what comes of it.
+
+    Args:
+        fn: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        name: What errors call it; by default the function's name.
+        timeout: Seconds after which the process is killed.
+        stop: A descriptor; the process is killed when that becomes readable.
+
+    Raises:
+        WorkerDied: The process ended before it sent a result.
+        CallTimeout: The time was over.
+        CallStopped: ``stop`` became readable.
+        Exception: What the call raised.
+    """
+    name = name or _name_of(fn)
+    limit = _Limit(name, timeout, stop)
     pid, reader = _fork(fn, args, kwargs)
     exitcode: int | None = None
     try:
-        frames = _receive(pid, reader)
+        frames = _receive(pid, reader, limit)
     except BaseException:
         # No more reading here (out of memory, say), so the child could block for ever.
         with suppress(ProcessLookupError):
@@ -199,8 +226,40 @@ def _run_in_child(
         _parent.close(reader)
         exitcode = _reap(pid)
     if frames is None:
-        raise _death(_name_of(fn), pid, exitcode)
-    return cast("T", _unpack(_name_of(fn), frames))
+        raise _death(name, pid, exitcode)
+    return cast("T", _unpack(name, frames))
+
+
+class _Limit:
+    """When to wait no longer for a call: its time is over, or somebody stopped it."""
+
+    def __init__(self, name: str, seconds: float | None, stop: int | None) -> None:
+        self._name = name
+        self._seconds = seconds
+        self._deadline = Deadline(seconds)
+        self.stop = stop
+
+    def select(self, selector: selectors.BaseSelector) -> set[int]:
+        """Descriptors that are ready: woken by the child's data or its death.
+
+        Raises:
+            CallTimeout: The time is over.
+            CallStopped: The call was stopped.
+        """
+        while True:
+            ready = {key.fd for key, _ in selector.select(self._deadline.remaining())}
+            if self.stop in ready:
+                msg = f"the call {self._name} was stopped by cancel(running=True)"
+                raise CallStopped(msg)
+            if ready:
+                return ready
+            if self._deadline.passed():
+                seconds = self._seconds or 0.0
+                msg = (
+                    f"the call {self._name} ran longer than its timeout of "
+                    f"{seconds:g} s; its process was stopped"
+                )
+                raise CallTimeout(msg, seconds=seconds)
 
 
 def _fork(
@@ -247,7 +306,7 @@ def _silence_fork_warning() -> None:
         )
 
 
-def _receive(pid: int, reader: int) -> list[bytearray] | None:
+def _receive(pid: int, reader: int, limit: _Limit) -> list[bytearray] | None:
     """Read the child's message; None if it ended without sending all of it.
 
     The end of file alone would not do: a process forked elsewhere in this program may
@@ -260,7 +319,9 @@ def _receive(pid: int, reader: int) -> list[bytearray] | None:
             selector.register(reader, selectors.EVENT_READ)
             if pidfd is not None:
                 selector.register(pidfd, selectors.EVENT_READ)
-            return _read_frames(_Reader(reader, pidfd, selector))
+            if limit.stop is not None:
+                selector.register(limit.stop, selectors.EVENT_READ)
+            return _read_frames(_Reader(reader, pidfd, selector, limit))
     except EOFError:
         return None
     finally:
@@ -283,11 +344,16 @@ class _Reader:
     """Exact reads from a non-blocking pipe, until its writer is dead and it is empty."""
 
     def __init__(
-        self, fd: int, pidfd: int | None, selector: selectors.BaseSelector
+        self,
+        fd: int,
+        pidfd: int | None,
+        selector: selectors.BaseSelector,
+        limit: _Limit,
     ) -> None:
         self._fd = fd
         self._pidfd = pidfd
         self._selector = selector
+        self._limit = limit
         self._dead = False
 
     def read(self, count: int) -> bytearray:
@@ -309,8 +375,7 @@ class _Reader:
         # Found empty after the death was seen, so nothing more can come.
         if self._dead:
             raise EOFError
-        ready = {key.fd for key, _ in self._selector.select()}
-        self._dead = self._pidfd in ready
+        self._dead = self._pidfd in self._limit.select(self._selector)
 
 
 def _read_frames(reader: _Reader) -> list[bytearray]:

@@ -23,6 +23,7 @@ INLINE_LIMIT = 32 * 1024
 """Arrays and pickles of at least this many bytes travel through blocks."""
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
+Fallback = Literal["process-per-call"]
 
 
 def cpu_count() -> int:
@@ -211,6 +212,7 @@ class Options:
     worker_env: Mapping[str, str] = field(default_factory=dict)
     in_process: bool = False
     native: bool = True
+    fallback: Fallback | None = None
 
     @classmethod
     def check(
@@ -230,6 +232,7 @@ class Options:
         worker_env: object,
         in_process: bool,
         name: str | None,
+        fallback: object,
     ) -> Options:
         """Validate what the constructor was given; raises TypeError or ValueError."""
         if initializer is not None and not callable(initializer):
@@ -266,7 +269,20 @@ class Options:
             worker_env=_environment(worker_env),
             in_process=bool(in_process),
             native=native_wanted(),
+            fallback=_fallback(fallback),
         )
+
+
+def _fallback(value: object) -> Fallback | None:
+    if value is None:
+        return None
+    if value != "process-per-call":
+        msg = f"fallback must be 'process-per-call' or None, not {value!r}"
+        raise ValueError(msg) if isinstance(value, str) else TypeError(msg)
+    if not hasattr(os, "fork"):
+        msg = "fallback='process-per-call' needs os.fork, which this system lacks"
+        raise ValueError(msg)
+    return "process-per-call"
 
 
 def _name(name: object) -> str:

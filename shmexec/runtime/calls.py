@@ -93,8 +93,8 @@ class PackedCall:
     """Items it may yield at first; 0 if it is no stream."""
     items: deque[Future[Any]] | None = None
     """A stream's futures, as long as somebody wants them; the last is :attr:`future`."""
-    cut = False
-    """Whether the stream was closed because the pool ends."""
+    only_here = False
+    """Whether it makes no sense in any other process than a worker of this pool."""
 
     def __init__(self, function: FunctionRef, name: str) -> None:
         self.function = function
@@ -123,17 +123,7 @@ def pack(
         SerializationError: If something cannot be pickled.
         SharedMemoryFull: If there is no room. Nothing is held after an error.
     """
-    name = _name(fn, args)
-    try:
-        function = describe(fn)
-        if function.key:
-            pickled = dump_arguments(args, kwargs, room.returns)
-        else:
-            pickled = dump((fn, args, kwargs), returns=room.returns)
-    except Exception as error:
-        parts = {f"args[{i}]": arg for i, arg in enumerate(args)}
-        parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
-        raise explain(error, {**parts, "fn": fn}, f"the call of {name}") from error
+    name, function, pickled = pickle_call(fn, args, kwargs, room.returns)
     call = PackedCall(function, name)
     try:
         _place_all(call, pickled, room, Mode.COPY if copy else Mode.PRIVATE)
@@ -141,6 +131,29 @@ def pack(
         room.give_back(call.blocks)
         raise
     return call
+
+
+def pickle_call(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    returns: Returns | None,
+) -> tuple[str, FunctionRef, Pickled]:
+    """The name of a call, how its function travels, and its pickle.
+
+    Raises:
+        SerializationError: If something cannot be pickled.
+    """
+    name = _name(fn, args)
+    try:
+        function = describe(fn)
+        if function.key:
+            return name, function, dump_arguments(args, kwargs, returns)
+        return name, function, dump((fn, args, kwargs), returns=returns)
+    except Exception as error:
+        parts = {f"args[{i}]": arg for i, arg in enumerate(args)}
+        parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
+        raise explain(error, {**parts, "fn": fn}, f"the call of {name}") from error
 
 
 def _name(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:

@@ -154,6 +154,8 @@ class Pool:
             r.Broke: self._broke,
         }
         self.torn: BaseException | None = None
+        self.refused = False
+        """Whether the initializer raised."""
         self._copied = [0, 0, 0]  # in, out of workers that are gone, by reference
         self._blocks = [0, 0]  # recycled and faulted in, here and in workers now gone
         self.host.add_poke(self.leading.poke)
@@ -695,6 +697,7 @@ class Pool:
         elif kind is Kind.READY:
             self._handle(r.WorkerReady(handle.number))
         elif kind is Kind.REFUSED:
+            self.refused = True
             reason = f"the initializer failed: {message.payload.decode()}"
             self._handle(r.WorkerRefused(handle.number, reason))
         else:

@@ -404,3 +404,34 @@ def touch_and_sleep(folder: Any) -> None:
     """Leave a file with the worker's name; then run until stopped."""
     (folder / str(os.getpid())).touch()
     time.sleep(60)
+
+
+def die_if(path: str) -> None:
+    """As an initializer: end the worker if there is such a file."""
+    if os.path.exists(path):
+        os._exit(3)
+
+
+def count(path: str, value: Any = None) -> Any:
+    """Leave a mark for each time that this runs."""
+    with open(path, "a") as file:
+        file.write(".")
+    return value
+
+
+def count_and_die(path: str) -> NoReturn:
+    """Leave a mark, then end the process."""
+    count(path)
+    os._exit(3)
+
+
+def write_to(array: np.ndarray, value: float) -> float:
+    """Set all of an array; what it was in sum."""
+    total = float(array.sum())
+    array[...] = value
+    return total
+
+
+async def later(value: Any) -> Any:
+    """A coroutine function."""
+    return value
