@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future as BaseFuture, InvalidStateError
-from concurrent.futures._base import CANCELLED, FINISHED, PENDING, RUNNING
+from concurrent.futures._base import CANCELLED, FINISHED, LOGGER, PENDING, RUNNING
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shmexec.deadline import Deadline
@@ -63,7 +63,16 @@ class Future(BaseFuture[T]):
             if self._made is not None:
                 self._made.notify_all()
         if self._done_callbacks:
-            self._invoke_callbacks()  # type: ignore[attr-defined]
+            self._invoke_callbacks()
+
+    def _invoke_callbacks(self) -> None:
+        # The base class lets SystemExit through; here it would end whichever thread
+        # reads the replies of all calls.
+        for callback in self._done_callbacks:
+            try:
+                callback(self)
+            except (Exception, SystemExit):  # noqa: BLE001  (as the base class does)
+                LOGGER.exception("exception calling callback for %r", self)
 
     def done(self) -> bool:
         """Whether it was cancelled, or has a result or an exception."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from shmexec.errors import PoolBroken
 from shmexec.figures import Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime.calls import closed_error
@@ -29,7 +30,8 @@ class InlinePool:
     def __init__(self, options: Options) -> None:
         self.options = options
         self._closed = False
-        self._initialized = options.initializer is None
+        self._initialized = False
+        self._broken: BaseException | None = None
         self._numbers = itertools.count(1)
         self._done = self._failed = 0
 
@@ -49,18 +51,27 @@ class InlinePool:
             fn, args, kwargs = with_values((fn, args, kwargs))
             future.set_result(awaited(fn(*args, **kwargs)))
             self._done += 1
-        except Exception as error:  # noqa: BLE001  (it belongs to the future)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (the future's)
             note_read_only(error, fn, args, kwargs)
             future.set_exception(error)
             self._failed += 1
         return future
 
     def _prepare(self) -> None:
+        """Run the initializer before the first call; if it fails, no call ever runs."""
         if self._closed:
             raise closed_error(self.options.name, forked=False, exiting=False)
-        if not self._initialized and self.options.initializer is not None:
+        initializer = self.options.initializer
+        if initializer is not None and not self._initialized:
             self._initialized = True
-            awaited(self.options.initializer(*self.options.initargs))
+            try:
+                awaited(initializer(*self.options.initargs))
+            except (Exception, SystemExit) as error:  # noqa: BLE001  (told each time)
+                self._broken = error
+        if self._broken is not None:
+            reason = f"the initializer failed: {self._broken!r}"
+            msg = f"pool {self.options.name!r} cannot run calls: {reason}"
+            raise PoolBroken(msg, (reason,)) from self._broken
 
     def stream(
         self,

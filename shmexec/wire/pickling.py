@@ -8,6 +8,7 @@ arrays that lie in those blocks.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import pickle
@@ -686,10 +687,13 @@ def explain(
 ) -> SerializationError:
     """An error that names the innermost part that cannot be pickled."""
     path, culprit = "", None
-    for name, value in parts.items():
-        if _fails(value):
-            path, culprit = _descend(name, value, ())
-            break
+    # Objects may raise anything when they are looked at; the failure must not get lost.
+    with contextlib.suppress(Exception):
+        for name, value in parts.items():
+            if _fails(value):
+                path, culprit = name, value
+                path, culprit = _descend(name, value, ())
+                break
     kind = f" ({type(culprit).__qualname__})" if path else ""
     where = f": {path}{kind}" if path else ""
     msg = f"cannot pickle {what}{where}: {type(error).__name__}: {error}"
@@ -708,7 +712,7 @@ def _descend(path: str, value: Any, inside: tuple[Any, ...]) -> tuple[str, Any]:
 def _fails(value: Any) -> bool:
     try:
         CallPickler(io.BytesIO()).dump(value)
-    except (Exception, SystemExit):  # noqa: BLE001  (any failure is the answer)
+    except (Exception, SystemExit, GeneratorExit):  # noqa: BLE001  (any is the answer)
         return True
     return False
 

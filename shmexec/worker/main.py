@@ -385,7 +385,7 @@ class _Worker:
             return Kind.RESULT, dump(result, ReplyPickler)
         except BaseException as error:  # noqa: BLE001
             failure = explain(error, {"result": result}, "the result")
-            if hasattr(result, "send") and hasattr(result, "throw"):
+            if hasattr(type(result), "send") and hasattr(type(result), "throw"):
                 failure.add_note(
                     "The call returned a generator, which lives in its process only: "
                     "call it by stream() instead, or return list(...) of it."

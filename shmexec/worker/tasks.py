@@ -32,7 +32,7 @@ def run_chunk(fn: Callable[..., Any], items: Sequence[Any], star: bool) -> Any:
         else:
             for item in items:
                 results.append(awaited(fn(item)))
-    except Exception as error:  # noqa: BLE001  (it is part of the answer)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (part of the answer)
         note_read_only(error, fn, item if star else (item,), {})
         failed = bytes(pickle_error(error, skip=1).payload)
     return results, failed, perf_counter() - started

@@ -152,6 +152,16 @@ class TwoArgumentsError(Exception):
         super().__init__(f"{first} and {second}")
 
 
+class Proxy:
+    """Stands for something that is not there: whatever is asked of it raises."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError("nobody is bound")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise RuntimeError("nobody is bound")
+
+
 def raise_division() -> NoReturn:
     """What an ``Awkward`` may do: raise."""
     raise ZeroDivisionError("awkward")

@@ -145,6 +145,19 @@ def test_an_unpicklable_result_is_named(executor):
     assert error.path == "result['model'][0]"
 
 
+@pytest.mark.parametrize("what", ["argument", "result"])
+def test_what_cannot_even_be_looked_at_is_named_too(executor, what):
+    # As objects do that stand for another one: they raise whatever is asked of them.
+    if what == "argument":
+        future = executor.submit(calls.same, calls.Proxy())
+    else:
+        future = executor.submit(calls.Proxy)
+    name = "args[0]" if what == "argument" else "result"
+    with pytest.raises(shmexec.SerializationError, match=r"nobody is bound") as caught:
+        future.result()
+    assert caught.value.path == name
+
+
 def test_a_generator_as_result(executor):
     error = executor.submit(calls.generate).exception()
     assert isinstance(error, shmexec.SerializationError)

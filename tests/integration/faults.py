@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,6 +21,16 @@ def arrive(gate: Barrier) -> None:
     arrived = os.open(f"{gate.folder}/arrived", os.O_WRONLY)
     os.write(arrived, os.getpid().to_bytes(8, "little"))
     os.close(arrived)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; called by the tests themselves."""
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        )
+    except OSError:
+        return True
 
 
 def segfault() -> None:
@@ -115,6 +126,59 @@ def stuck_in_c(gate: Barrier) -> None:
     libc = ctypes.PyDLL(None)
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
+
+
+def answer_late(gate: Barrier) -> str:
+    """Catch the interrupt that is to stop this call, and return as if nothing was."""
+    arrive(gate)
+    try:
+        while True:
+            time.sleep(1000)
+    except KeyboardInterrupt:
+        return "late"
+
+
+def close_everything() -> None:
+    """Close all descriptors, also those that are none of the call's business."""
+    os.closerange(3, 1000)
+
+
+class FailsToPickle:
+    """Raises when it is pickled."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> NoReturn:
+        raise self.error
+
+
+def leave_at_3(x: int) -> int:
+    """Return it; ``sys.exit`` for 3."""
+    if x == 3:
+        sys.exit(5)
+    return x
+
+
+def note_and_fail_at_290(path: str, x: int) -> int:
+    """Note the item and return it; raise for one."""
+    with open(path, "a") as file:
+        file.write(f"{x}\n")
+    if x == 290:
+        raise TypeError("unlucky")
+    return x
+
+
+def path_rows(path: str, rows: int) -> np.ndarray:
+    """An array that tells a batch a path: the same bytes in each row."""
+    return np.tile(np.frombuffer(path.encode().ljust(512, b"\0"), np.uint8), (rows, 1))
+
+
+def note_and_fail_with_out(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Note that it ran, at the path in the rows, and raise."""
+    with open(bytes(x[0]).decode().rstrip("\0"), "a") as file:
+        file.write("ran\n")
+    raise TypeError("unlucky")
 
 
 HANGS = (sleep_for_ever, ignore_everything, block_signals, sleep_in_c, stuck_in_c)
