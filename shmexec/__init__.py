@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "Actor": "shmexec.actors",
     "Executor": "shmexec.executor",
     "Future": "shmexec.runtime.futures",
     "ForkPerCallExecutor": "shmexec.forkpercall",
@@ -35,6 +36,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Actor",
     "CallStopped",
     "CallTimeout",
     "Executor",
@@ -73,6 +75,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from shmexec.actors import Actor
     from shmexec.errors import (
         CallStopped,
         CallTimeout,

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from shmexec.actors import Actor
     from shmexec.figures import Stats
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
@@ -148,8 +149,9 @@ class Executor(BaseExecutor):
         self._max_workers = self._options.max_workers  # Dask reads it
         self._warned = False
         self._pool = _make_pool(self._options)
+        self._actors: weakref.WeakSet[Actor] = weakref.WeakSet()
         # Calls that were submitted still finish, as in the standard library.
-        self._finalizer = weakref.finalize(self, self._pool.abandon)
+        self._finalizer = weakref.finalize(self, _abandon, self._pool, self._actors)
         self._finalizer.atexit = False
         self._warn_of_growth()
 
@@ -525,6 +527,78 @@ class Executor(BaseExecutor):
 
         return Script(ScriptFile(self, self._pool, options, path, **settings), options)
 
+    def actor(
+        self,
+        cls: Callable[..., Any],
+        /,
+        *args: Any,
+        replicas: int = 1,
+        initialize_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Actor:
+        """Keep an instance of a class in a worker of its own; call its methods.
+
+        It is built there, beginning now: ``cls(*args, **kwargs)``, then its method
+        ``initialize()`` if it has one. Its methods are called through the handle; its
+        ``cleanup()``, if there is one, is called when the actor is closed, and before it
+        is replaced because a call was stopped, but not after a crash. Both of these may
+        be ``async``.
+
+        The worker is none of the pool's, which goes on beside it; it is set up alike, and
+        ends with the executor. ``timeout`` holds for calls of the actor as for others,
+        ``retries`` does not.
+
+        Args:
+            cls: The class, or any function that makes the instance.
+            *args: Its arguments.
+            replicas: How many instances, each in a worker. Calls go to the one with the
+                fewest unfinished calls.
+            initialize_timeout: Seconds that building an instance may take; then the
+                actor has failed. Default: no limit.
+            **kwargs: Keyword arguments for ``cls``. (For one that is named as those
+                above, pass ``functools.partial(cls, ...)``.)
+
+        Returns:
+            The handle: ``node.method(...)`` gives a future.
+
+        Raises:
+            SerializationError: If the class or an argument cannot be pickled; names the
+                attribute.
+            PoolClosed: After :meth:`shutdown`.
+
+        Example:
+            >>> import collections, shmexec
+            >>> with shmexec.Executor(1) as ex:
+            ...     counter = ex.actor(collections.Counter, "abca")
+            ...     counter.update("bb").result()
+            ...     counter.most_common(1).result()
+            [('b', 3)]
+        """
+        return self._actor(
+            self._options.call,
+            cls,
+            args,
+            kwargs,
+            replicas=replicas,
+            initialize_timeout=initialize_timeout,
+        )
+
+    def _actor(
+        self,
+        options: CallOptions,
+        cls: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        **settings: Any,
+    ) -> Actor:
+        from shmexec.actors import make_actor
+
+        self._pool.check_open()
+        actor = make_actor(self._options, options, cls, args, kwargs, **settings)
+        self._actors.add(actor)
+        self._warn_of_growth()
+        return actor
+
     def broadcast(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
         """Run a call once in every worker, starting all of them; waits for the results.
 
@@ -553,17 +627,25 @@ class Executor(BaseExecutor):
             cancel_futures: Cancel calls that have not begun.
         """
         self._finalizer.detach()
-        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+        actors = list(self._actors)
+        self._pool.shutdown(wait=False, cancel_futures=cancel_futures)
+        for actor in actors:
+            actor.close(wait=False, cancel_futures=cancel_futures)
+        if wait:
+            for actor in actors:
+                actor.close()
+            self._pool.shutdown(wait=True)
 
     def _warn_of_growth(self) -> None:
-        if self._max_workers <= DEFAULT_WORKERS_AT_MOST or self._warned:
+        workers = self._max_workers + sum(actor.replicas for actor in self._actors)
+        if workers <= DEFAULT_WORKERS_AT_MOST or self._warned:
             return
         if self._options.in_process:
             return
         from shmexec.runtime import monitor
 
         self._warned = True
-        text = monitor.growth_warning(self._max_workers, self._pool.pids())
+        text = monitor.growth_warning(workers, self._pool.pids())
         warnings.warn(text, MemoryWarning, stacklevel=3)
 
     def __reduce__(self) -> NoReturn:
@@ -597,6 +679,13 @@ def _make_pool(options: Options) -> Pool | InlinePool:
     from shmexec.runtime.pool import Pool
 
     return Pool(options)
+
+
+def _abandon(pool: Pool | InlinePool, actors: Iterable[Actor]) -> None:
+    """The executor was garbage-collected."""
+    pool.abandon()
+    for actor in list(actors):
+        actor.close(wait=False)
 
 
 def _check_callable(fn: object) -> None:
@@ -690,4 +779,23 @@ class OptionsView:
             batch_size=batch_size,
             out=out,
             progress=progress,
+        )
+
+    def actor(
+        self,
+        cls: Callable[..., Any],
+        /,
+        *args: Any,
+        replicas: int = 1,
+        initialize_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Actor:
+        """As :meth:`Executor.actor`; ``timeout`` and priority are its calls'."""
+        return self._executor._actor(  # noqa: SLF001
+            self._options,
+            cls,
+            args,
+            kwargs,
+            replicas=replicas,
+            initialize_timeout=initialize_timeout,
         )

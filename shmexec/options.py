@@ -194,6 +194,19 @@ class CallOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ActorOptions:
+    """What a pool whose one worker holds an instance has beside others.
+
+    Attributes:
+        name: Of the instance's class.
+        start_timeout: Seconds that its building may take, None for any time.
+    """
+
+    name: str
+    start_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """All settings of a pool, as :class:`shmexec.Executor` takes them."""
 
@@ -213,6 +226,7 @@ class Options:
     in_process: bool = False
     native: bool = True
     fallback: Fallback | None = None
+    actor: ActorOptions | None = None
 
     @classmethod
     def check(

@@ -37,6 +37,7 @@ from shmexec.wire.pickling import (
     explain,
     load,
 )
+from shmexec.worker.actor import call_method
 from shmexec.worker.tasks import run_batch, run_chunk
 
 CALLS = "calls"
@@ -151,13 +152,17 @@ def pickle_call(
             return name, function, dump_arguments(args, kwargs, returns)
         return name, function, dump((fn, args, kwargs), returns=returns)
     except Exception as error:
-        parts = {f"args[{i}]": arg for i, arg in enumerate(args)}
+        shown = args[1:] if fn is call_method else args
+        parts = {f"args[{i}]": arg for i, arg in enumerate(shown)}
         parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
         raise explain(error, {**parts, "fn": fn}, f"the call of {name}") from error
 
 
 def _name(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
     """The user's word for the call, also if it is a chunk or a batch of calls."""
+    if fn is call_method:
+        name: str = args[0]
+        return name
     if fn is run_batch or fn is run_chunk:  # fn may not be hashable
         fn = args[0]
     return getattr(fn, "__qualname__", None) or type(fn).__qualname__

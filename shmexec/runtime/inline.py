@@ -59,8 +59,7 @@ class InlinePool:
 
     def _prepare(self) -> None:
         """Run the initializer before the first call; if it fails, no call ever runs."""
-        if self._closed:
-            raise closed_error(self.options.name, forked=False, exiting=False)
+        self.check_open()
         initializer = self.options.initializer
         if initializer is not None and not self._initialized:
             self._initialized = True
@@ -85,6 +84,11 @@ class InlinePool:
         self._prepare()
         fn, args, kwargs = with_values((fn, args, kwargs))
         return LocalStream(Steps(fn(*args, **kwargs)))
+
+    def check_open(self) -> None:
+        """Raise PoolClosed if no call can be taken."""
+        if self._closed:
+            raise closed_error(self.options.name, forked=False, exiting=False)
 
     def broadcast(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

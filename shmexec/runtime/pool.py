@@ -121,6 +121,8 @@ class Pool:
             max_restarts=options.max_restarts,
             max_calls=options.max_tasks_per_child,
             idle_timeout=options.idle_timeout,
+            start_timeout=options.actor.start_timeout if options.actor else None,
+            exclusive=options.actor is not None,
         )
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -135,6 +137,7 @@ class Pool:
         self._dropped: deque[int] = deque()  # streams without a consumer
         self._since_glance = 0
         self._outcomes: dict[int, Outcome] = {}
+        self._remarks: deque[str] = deque()
         self._wanting: list[_Want] = []
         self._closed = False
         self._forked = False
@@ -306,12 +309,7 @@ class Pool:
             raise self._broken()
 
     def _broken(self) -> PoolBroken:
-        reasons = self._machine.broken or (repr(self.torn),)
-        return PoolBroken(
-            f"pool {self.options.name!r} cannot start workers: {'; '.join(reasons)}. "
-            "Mend the cause and make a new executor",
-            reasons,
-        )
+        return reports.broken(self.options, self._machine.broken or (repr(self.torn),))
 
     def _count_blocks(self, recycled: int, faulted: int) -> None:
         self._blocks[0] += recycled
@@ -340,6 +338,35 @@ class Pool:
             ]
         options = self.options.call
         return [self.submit(fn, args, kwargs, options, n) for n in numbers]
+
+    def start_all(self) -> None:
+        """Start as many workers as the pool may have, before there are calls."""
+        with self._lock, self._whole:
+            self._handle(r.Everyone())
+            if not self.leading.started:
+                self.leading.start()
+        self.leading.wake()
+
+    def standing(self) -> str:
+        """What the pool is at: starting, ready, busy, failed, closing or closed."""
+        with self._lock:
+            if self._closed or self._forked:
+                return "closed" if self._forked or self._gone.is_set() else "closing"
+            if self._machine.broken or self.torn is not None:
+                return "failed"
+            up = {r.WorkerState.IDLE, r.WorkerState.BUSY}
+            if not any(w.state in up for w in self._machine.workers.values()):
+                return "starting"
+            return "busy" if self._calls else "ready"
+
+    @property
+    def broken(self) -> bool:
+        """Whether no worker can be started any more."""
+        return bool(self._machine.broken) or self.torn is not None
+
+    def unfinished(self) -> int:
+        """How many calls pend or run."""
+        return len(self._calls)
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers; surplus ones end when idle."""
@@ -427,7 +454,11 @@ class Pool:
     def _exit(self, command: r.Exit) -> None:
         handle = self._workers.get(command.worker)
         if handle is not None:
-            self._tell(handle, Message(Kind.EXIT))
+            self._ask_to_end(handle)
+
+    def _ask_to_end(self, handle: WorkerHandle) -> None:
+        handle.asked = True
+        self._tell(handle, Message(Kind.EXIT))
 
     def _drop(self, command: r.Drop) -> None:
         call = self._forget(command.call)
@@ -604,7 +635,7 @@ class Pool:
             self._outcomes[call.number] = Outcome(call, None, cancelled=True)
             return
         handle = self._workers.get(command.worker or 0)
-        error = reports.failure(command, call, handle, self._broken)
+        error = reports.failure(command, call, handle, self._broken, self.options.actor)
         self._outcomes[call.number] = Outcome(call, None, error=error)
 
     # -- replies ---------------------------------------------------------------------
@@ -695,10 +726,12 @@ class Pool:
             results = decode_results(message.payload)
             self._on_results(handle, results, ended=bool(message.request))
         elif kind is Kind.READY:
-            self._handle(r.WorkerReady(handle.number))
+            event = r.WorkerBegan if message.request else r.WorkerReady
+            self._handle(event(handle.number))
         elif kind is Kind.REFUSED:
             self.refused = True
-            reason = f"the initializer failed: {message.payload.decode()}"
+            what = "the initializer" if self.options.actor is None else "building it"
+            reason = f"{what} failed: {message.payload.decode()}"
             self._handle(r.WorkerRefused(handle.number, reason))
         else:
             self._on_memory(handle, message)
@@ -785,6 +818,9 @@ class Pool:
 
     def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
         kind, number = message.kind, message.request
+        if not number and kind is Kind.ERROR:
+            self._remark(reports.failed_cleanup(handle, message.payload, self.options))
+            return
         call = self._calls.get(number)
         state, worker = self._running(handle, message)
         payload, views = self._received(handle, message, call)
@@ -824,6 +860,8 @@ class Pool:
         self._empty_inbox()
         code = handle.process.reap()
         reason = reports.death(handle, code)
+        if self.options.actor is not None and handle.asked and code:
+            self._remark(reports.unfinished_cleanup(reason, self.options))
         not_begun, begun = handle.call_not_begun(), handle.begun()
         self._wanting = [want for want in self._wanting if want.handle is not handle]
         if handle.number in self._machine.workers:
@@ -936,8 +974,8 @@ class Pool:
         return None
 
     def has_work(self) -> bool:
-        """Whether workers are to be started, or everything is to be ended."""
-        return bool(self._to_spawn) or self.torn is not None
+        """Whether the dispatcher has to do something that takes time, or runs code."""
+        return bool(self._to_spawn or self._remarks) or self.torn is not None
 
     def has_resolutions(self) -> bool:
         """Whether futures are to be resolved."""
@@ -955,6 +993,7 @@ class Pool:
         """Start the workers that are to be started; the dispatcher calls it."""
         if self.torn is not None:
             raise self.torn
+        self._give_remarks()
         self._trim_at = now() + TRIM_AFTER
         while self._to_spawn:
             number = self._to_spawn.popleft()
@@ -983,7 +1022,7 @@ class Pool:
             self._tell_call(self.initializer, handle, 0)
         worker = self._machine.workers.get(handle.number)
         if worker is not None and worker.state is r.WorkerState.DRAINING:
-            self._tell(handle, Message(Kind.EXIT))
+            self._ask_to_end(handle)
 
     def resolve(self) -> None:
         """Put outcomes into their futures; no lock is held, since callbacks run."""
@@ -1036,6 +1075,15 @@ class Pool:
         lifecycle.unregister(self)
         self.leading.close()
         self._gone.set()
+        self._give_remarks()
+
+    def _remark(self, text: str) -> None:
+        """Have the dispatcher warn of something that no call can tell."""
+        self._remarks.append(text)
+
+    def _give_remarks(self) -> None:
+        while self._remarks:
+            reports.warn(self._remarks.popleft())
 
     # -- its end -----------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
+import warnings
 from collections.abc import Callable
 
 from shmexec.errors import (
@@ -12,9 +14,11 @@ from shmexec.errors import (
     ShmexecError,
     WorkerDied,
 )
+from shmexec.options import ActorOptions, Options
 from shmexec.runtime.calls import PackedCall
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
+from shmexec.scheduler.machine import EXIT_WITHIN
 
 
 def death(handle: WorkerHandle, code: int | None) -> str:
@@ -33,34 +37,94 @@ def death(handle: WorkerHandle, code: int | None) -> str:
     return f"{who} was killed by {name}{hint}"
 
 
+def broken(options: Options, reasons: tuple[str, ...]) -> PoolBroken:
+    """Why no call can be taken any more."""
+    why = "; ".join(reasons)
+    if options.actor is not None:
+        return PoolBroken(
+            f"actor {options.actor.name} ({options.name}) has failed: {why}. "
+            "Mend the cause and make a new actor",
+            reasons,
+        )
+    return PoolBroken(
+        f"pool {options.name!r} cannot start workers: {why}. "
+        "Mend the cause and make a new executor",
+        reasons,
+    )
+
+
+def failed_cleanup(handle: WorkerHandle, payload: bytes, options: Options) -> str:
+    """What to warn of if an actor's ``cleanup()`` raised."""
+    who = f"actor {options.actor.name if options.actor else options.name}"
+    text = payload.decode(errors="replace")
+    return f"{who}: cleanup() failed in worker {handle.number}:\n{text}"
+
+
+def unfinished_cleanup(reason: str, options: Options) -> str:
+    """What to warn of if an actor's worker did not end as it was asked to."""
+    who = f"actor {options.actor.name if options.actor else options.name}"
+    return (
+        f"{who}: {reason} after it was asked to end: its cleanup() may not have been "
+        f"done (it is given {EXIT_WITHIN:g} s)"
+    )
+
+
+def warn(text: str) -> None:
+    """Warn of something that belongs to no call, in a thread that is nobody's."""
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    except RuntimeWarning as error:  # the program has made errors of them
+        thread = threading.current_thread()
+        threading.excepthook(
+            threading.ExceptHookArgs((type(error), error, error.__traceback__, thread))
+        )
+
+
 def failure(
     command: r.Fail,
     call: PackedCall,
     handle: WorkerHandle | None,
     broken: Callable[[], PoolBroken],
+    actor: ActorOptions | None,
 ) -> ShmexecError:
     """The error that a call fails with."""
     fault_text = handle.fault_text() if handle is not None else ""
+    name = f"{actor.name}.{call.name}" if actor is not None else call.name
     if command.why == "timeout":
         seconds = call.timeout or 0.0
         return CallTimeout(
-            f"call {call.number} of {call.name} ran longer than its timeout of "
-            f"{seconds:g} s; its worker was stopped. See .stack for where it was",
+            f"call {call.number} of {name} ran longer than its timeout of "
+            f"{seconds:g} s; its worker was stopped. See .stack for where it was"
+            + _afresh(actor, ". "),
             seconds=seconds,
             stack=fault_text,
         )
     if command.why == "stopped":
         return CallStopped(
-            f"call {call.number} of {call.name} was stopped by cancel(running=True)"
+            f"call {call.number} of {name} was stopped by cancel(running=True)"
+            + _afresh(actor, ". ")
         )
     if command.why == "broken":
         return broken()
     return WorkerDied(
-        f"{command.detail} while it ran call {call.number} of {call.name}. "
-        "Other calls go on; pass retries= if this one may run again"
+        f"{command.detail} while it ran call {call.number} of {name}. "
+        + (
+            _afresh(actor)
+            or "Other calls go on; pass retries= if this one may run again"
+        )
         + (f"\n{fault_text}" if fault_text else ""),
         pid=handle.process.pid if handle else None,
         exitcode=handle.exitcode if handle else None,
         memory=handle.memory if handle else None,
         fault_text=fault_text,
+    )
+
+
+def _afresh(actor: ActorOptions | None, before: str = "") -> str:
+    """What became of an actor's state, if it was one."""
+    if actor is None:
+        return ""
+    return (
+        f"{before}Actor {actor.name} is rebuilt from its arguments: its state starts "
+        "afresh, and later calls go on with that"
     )

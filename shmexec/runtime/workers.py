@@ -51,6 +51,7 @@ class WorkerHandle:
         request: The call it was sent last, 0 after its reply.
         pack: Or the calls, in their order.
         warning: To be given with the result of that call.
+        asked: Whether it was asked to end.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class WorkerHandle:
         self.copied_out = 0
         self.blocks = (0, 0)
         self.warning = ""
+        self.asked = False
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._objects: dict[bytes, weakref.ref[SharedObject]] = {}
         self._objects_gone: deque[bytes] = deque()
@@ -163,6 +165,8 @@ class WorkerHandle:
             lifeline=PassedDescriptor(lifeline),
             native=options.native and native.is_built(),
             has_initializer=options.initializer is not None,
+            has_start_limit=options.actor is not None
+            and options.actor.start_timeout is not None,
             inherited=inherited,
             env=dict(os.environ),
             extra_env=options.worker_env,
@@ -320,7 +324,8 @@ class WorkerHandle:
             data = os.pread(self._fault_log, _FAULT_TEXT_AT_MOST, MARK_BYTES)
         except OSError:
             return ""
-        return data.decode(errors="replace")
+        # Behind it there may be a gap, and the log of packs.
+        return data.partition(b"\0")[0].decode(errors="replace")
 
     def close(self) -> None:
         """Give everything back; once it is reaped."""

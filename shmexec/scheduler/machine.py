@@ -99,6 +99,7 @@ class Worker:
         "calls",
         "id",
         "kill_at",
+        "late",
         "look_at",
         "pack",
         "packed",
@@ -116,7 +117,8 @@ class Worker:
         self.look_at: float | None = None  # when its deadline passes
         self.calls = 0
         self.since = now
-        self.stop_at: float | None = None  # when its call times out
+        self.stop_at: float | None = None  # when its call, or its start, times out
+        self.late = False  # its start has timed out
         self.kill_at: float | None = None  # when patience with its end is over
 
 
@@ -128,6 +130,11 @@ class Machine:
         max_restarts: Failed starts in a row after which the pool is broken.
         max_calls: Calls after which a worker is replaced, None for never.
         idle_timeout: Seconds after which an idle worker ends, None for never.
+        start_timeout: Seconds that an initializer may take, None for any time. If it
+            takes longer the pool is broken: so would the next one's.
+        exclusive: A worker is replaced only when it is gone, since both cannot have what
+            it holds; and one that came back from a call that was stopped is asked to
+            end, so that it can clean up.
     """
 
     def __init__(
@@ -137,11 +144,15 @@ class Machine:
         max_restarts: int = 3,
         max_calls: int | None = None,
         idle_timeout: float | None = None,
+        start_timeout: float | None = None,
+        exclusive: bool = False,
     ) -> None:
         self.max_workers = max_workers
         self.max_restarts = max_restarts
         self.max_calls = max_calls
         self.idle_timeout = idle_timeout
+        self.start_timeout = start_timeout
+        self.exclusive = exclusive
         self.calls: dict[int, Call] = {}
         self.workers: dict[int, Worker] = {}
         self.closed = False
@@ -157,7 +168,7 @@ class Machine:
         self._idle: dict[int, Worker] = {}  # ordered: the last one is used first
         self._starting = 0
         self._draining = 0
-        self._timed = 0  # workers whose call has a time limit
+        self._timed = 0  # workers whose call, or whose start, has a time limit
         self._packs = 0  # workers whose pack may be looked at
         self._seconds: dict[Hashable, float] = {}  # what a call of a kind takes
         self._cancelling = False
@@ -166,6 +177,7 @@ class Machine:
         self._numbers = 0
         self._handlers: dict[type, Callable[[Any, float], list[Command]]] = {
             r.Submitted: self._on_submitted,
+            r.WorkerBegan: self._on_began,
             r.WorkerReady: self._on_ready,
             r.WorkerRefused: self._on_refused,
             r.Finished: self._on_finished,
@@ -242,7 +254,11 @@ class Machine:
         self._learn(call.kind, event.seconds)
         if call.stopping:
             # The interrupt came through before the kill; its reply is not a result.
-            return [self._fail(call, call.stopping, now, worker)]
+            failed = self._fail(call, call.stopping, now, worker)
+            if not self.exclusive:
+                return [failed]
+            worker.kill_at = now + EXIT_WITHIN
+            return [failed, r.Exit(worker.id)]
         self._move(call, CallState.DONE if event.ok else CallState.FAILED, now, worker)
         return self._ready_again(worker, now)
 
@@ -446,6 +462,31 @@ class Machine:
 
     # -- workers ---------------------------------------------------------------------
 
+    def _on_began(self, event: r.WorkerBegan, now: float) -> list[Command]:
+        worker = self._known(event.worker)
+        if worker.state is WorkerState.DRAINING:
+            return []
+        if worker.state is not WorkerState.STARTING or worker.stop_at is not None:
+            msg = f"worker {worker.id} begins again, but it was {worker.state.value}"
+            raise r.IllegalEvent(msg)
+        if self.start_timeout is not None:
+            worker.stop_at = now + self.start_timeout
+            self._timed += 1
+        return []
+
+    def _start_overdue(self, worker: Worker, now: float) -> list[Command]:
+        """Have a worker ended whose initializer takes too long."""
+        self._end_limit(worker)
+        self._shift(worker, WorkerState.DRAINING, now)
+        worker.late = True
+        worker.kill_at = now + KILL_AFTER
+        return [r.Kill(worker.id)]
+
+    def _why_late(self, reason: str) -> str:
+        return (
+            f"it took longer than its time limit of {self.start_timeout:g} s: {reason}"
+        )
+
     def _on_ready(self, event: r.WorkerReady, now: float) -> list[Command]:
         worker = self._known(event.worker)
         if worker.state is WorkerState.DRAINING:
@@ -455,6 +496,7 @@ class Machine:
             raise r.IllegalEvent(msg)
         self._failures.clear()
         self._spawn_at = 0.0
+        self._end_limit(worker)
         self._shift(worker, WorkerState.IDLE, now)
         return self._dispatch(now)
 
@@ -464,7 +506,8 @@ class Machine:
             msg = f"worker {worker.id} refused, but it was {worker.state.value}"
             raise r.IllegalEvent(msg)
         commands = self._retire(worker, now)
-        return commands + self._break((event.reason,), now)
+        reason = self._why_late(event.reason) if worker.late else event.reason
+        return commands + self._break((reason,), now)
 
     def _on_dead(self, event: r.WorkerDead, now: float) -> list[Command]:
         worker = self._known(event.worker)
@@ -481,6 +524,8 @@ class Machine:
             commands += self._orphaned(call, worker, event.unread, event.reason, now)
         elif worker.packed:
             commands += self._pack_orphaned(worker, event, now)
+        elif worker.late:
+            commands += self._break((self._why_late(event.reason),), now)
         elif state is WorkerState.STARTING:
             # One that died idle counts for nothing: the next one starts only for a
             # call, and gets it at once, so that no loop can come of it.
@@ -536,6 +581,7 @@ class Machine:
     def _retire(self, worker: Worker, now: float) -> list[Command]:
         if worker.state is WorkerState.DRAINING:
             return []
+        self._end_limit(worker)
         self._shift(worker, WorkerState.DRAINING, now)
         worker.kill_at = now + EXIT_WITHIN
         return [r.Exit(worker.id)]
@@ -572,8 +618,11 @@ class Machine:
     def _on_tick(self, _event: r.Tick, now: float) -> list[Command]:
         commands: list[Command] = []
         for worker in list(self.workers.values()):
-            if worker.stop_at is not None and worker.stop_at <= now and worker.call:
-                commands += self._stop(worker.call, worker, "timeout", now)
+            if worker.stop_at is not None and worker.stop_at <= now:
+                if worker.call is not None:
+                    commands += self._stop(worker.call, worker, "timeout", now)
+                else:
+                    commands += self._start_overdue(worker, now)
             elif worker.look_at is not None and worker.look_at <= now:
                 commands.append(r.Look(worker.id))
             elif worker.kill_at is not None and worker.kill_at <= now:
@@ -643,7 +692,7 @@ class Machine:
         )
 
     def _active(self) -> int:
-        return len(self.workers) - self._draining
+        return len(self.workers) - (0 if self.exclusive else self._draining)
 
     def _dispatch(self, now: float) -> list[Command]:
         """Bring pending calls and idle workers together; start workers for the rest."""

@@ -71,6 +71,12 @@ class Submitted(NamedTuple):
     """Calls of one kind take about as long; those of None are never packed."""
 
 
+class WorkerBegan(NamedTuple):
+    """A worker runs its initializer now, which has a time limit."""
+
+    worker: int
+
+
 class WorkerReady(NamedTuple):
     """A worker is initialised and waits."""
 
@@ -149,6 +155,7 @@ class Tick(NamedTuple):
 
 Event = (
     Submitted
+    | WorkerBegan
     | WorkerReady
     | WorkerRefused
     | Finished

@@ -28,10 +28,11 @@ class Kind(IntEnum):
     FREE = 4  # parent: the results at these offsets are no longer used
     TRIM = 5  # parent: give idle memory back
     EXIT = 6  # parent: end
-    READY = 7  # worker: initialised; `number` is its process id
+    READY = 7  # worker: initialised; `number` is its process id. With `request` set:
+    #            its initializer begins
     REFUSED = 8  # worker: the initializer failed; the payload says why
     RESULT = 9  # worker: the call returned
-    ERROR = 10  # worker: the call raised
+    ERROR = 10  # worker: the call raised; if about none, what its clean-up raised
     WANT = 11  # worker: `number` bytes of quota, for a result of `request` bytes;
     #            with 0 for arrays of calls to come, to be answered at once
     RETURNED = 12  # worker: gave `number` bytes of quota back; ended these leases

@@ -751,9 +751,24 @@ def children(path: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _attributes(path: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, type) or callable(value):
+    if isinstance(value, type):
+        return _class_attributes(path, value)
+    if callable(value):
         return []
     state = getattr(value, "__dict__", None)
     if not isinstance(state, dict):
         return []
     return [(f"{path}.{name}", item) for name, item in state.items()]
+
+
+def _class_attributes(path: str, cls: type) -> list[tuple[str, Any]]:
+    """Those of a class that goes by value, plain data first.
+
+    Methods may refer to the class, and so fail because of the data.
+    """
+    items = [
+        (f"{path}.{name}", value)
+        for name, value in vars(cls).items()
+        if name not in {"__dict__", "__weakref__", "__doc__", "__module__"}
+    ]
+    return sorted(items, key=lambda item: hasattr(item[1], "__get__"))

@@ -49,6 +49,9 @@ from shmexec.worker.setup import (
 )
 from shmexec.worker.steps import END, Steps
 
+_TEXT_AT_MOST = 16384
+"""Bytes of a traceback that is part of a message."""
+
 _PACKED_AT_MOST = 4096
 """Bytes of a result that goes with others."""
 
@@ -110,6 +113,7 @@ class _Worker:
     def loop(self) -> None:
         """Serve until told to end, or until the parent is gone."""
         if self._config.inherited is not None:
+            self._begin_initializer()
             self._report(*self._run_inherited(self._config.inherited))
         elif not self._config.has_initializer:
             self._send(Message(Kind.READY, number=self._pid))
@@ -117,6 +121,7 @@ class _Worker:
             try:
                 message = self._next()
                 if message.kind is Kind.EXIT:
+                    self._clean_up()
                     event_loop.close()
                     return
                 self._handle(message)
@@ -145,6 +150,7 @@ class _Worker:
             if message.request:
                 self._call(message)
             else:
+                self._begin_initializer()
                 self._report(*self._execute(message))
         elif kind is Kind.PACK:
             self._memory.free(message.leases)
@@ -462,6 +468,23 @@ class _Worker:
         except BaseException as error:  # noqa: BLE001
             return Kind.ERROR, pickle_error(error, skip=1)
         return Kind.RESULT, Pickled(b"", [])
+
+    def _begin_initializer(self) -> None:
+        """Have the parent measure its time, if that is limited."""
+        if self._config.has_start_limit:
+            self._send(Message(Kind.READY, 1))
+
+    def _clean_up(self) -> None:
+        """Let an actor give back what it holds; tell what it raises."""
+        actor = sys.modules.get("shmexec.worker.actor")
+        if actor is None:
+            return
+        try:
+            event_loop.awaited(actor.clean_up())
+        except BaseException as error:  # noqa: BLE001  (the parent warns of it)
+            text = "".join(traceback.format_exception(error))
+            payload = text.encode(errors="replace")[-_TEXT_AT_MOST:]
+            self._send(Message(Kind.ERROR, payload=payload))
 
     def _report(self, kind: Kind, pickled: Pickled) -> None:
         """Tell how the initializer went."""

@@ -96,6 +96,7 @@ class WorkerConfig:
     lifeline: PassedDescriptor
     native: bool = False
     has_initializer: bool = False
+    has_start_limit: bool = False
     inherited: Inherited | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     extra_env: Mapping[str, str] = field(default_factory=dict)

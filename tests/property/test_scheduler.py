@@ -25,6 +25,7 @@ class Process:
 
     def __init__(self):
         self.up = False
+        self.limit = None  # when its start has taken too long
         self.call = None
         self.begun = False
         self.pack = []  # calls in order, while one is open
@@ -88,14 +89,27 @@ class Scheduling(RuleBasedStateMachine):
         max_restarts=st.integers(0, 2),
         max_calls=st.none() | st.integers(1, 3),
         idle_timeout=st.none() | st.just(5.0),
+        start_timeout=st.none() | st.just(1.0),
+        exclusive=st.booleans(),
         warm=st.booleans(),
     )
-    def begin(self, max_workers, max_restarts, max_calls, idle_timeout, warm):
+    def begin(
+        self,
+        max_workers,
+        max_restarts,
+        max_calls,
+        idle_timeout,
+        start_timeout,
+        exclusive,
+        warm,
+    ):
         self.machine = Machine(
             max_workers,
             max_restarts=max_restarts,
             max_calls=max_calls,
             idle_timeout=idle_timeout,
+            start_timeout=start_timeout,
+            exclusive=exclusive,
         )
         self.now = 100.0
         self.calls = {}
@@ -210,13 +224,19 @@ class Scheduling(RuleBasedStateMachine):
         assert not self.broken
         self.newest = command.worker
         self.processes[command.worker] = Process()
-        active = sum(not each.draining for each in self.processes.values())
+        active = sum(
+            self.machine.exclusive or not each.draining
+            for each in self.processes.values()
+        )
         assert active <= self.machine.max_workers
 
     def do_exit(self, command, _event):
         process = self.processes[command.worker]
-        assert not process.draining
+        assert not process.asked
+        assert not process.killed
         assert process.call is None
+        # One that came back from an interrupt may clean up.
+        assert not process.interrupted or self.machine.exclusive
         process.asked = True
 
     def do_kill(self, command, _event):
@@ -224,7 +244,8 @@ class Scheduling(RuleBasedStateMachine):
         if command.force:
             process.killed = True
         else:
-            assert process.call is not None or process.pack
+            overdue = process.limit is not None and self.now >= process.limit
+            assert process.call is not None or process.pack or overdue
             process.interrupted = True
 
     def do_drop(self, command, _event):
@@ -329,6 +350,16 @@ class Scheduling(RuleBasedStateMachine):
     def draw_process(self, data, wanted):
         numbers = [n for n, each in self.processes.items() if wanted(each)]
         return data.draw(st.sampled_from(numbers)) if numbers else None
+
+    @rule(data=st.data())
+    def begin_to_start(self, data):
+        number = self.draw_process(
+            data, lambda each: not each.up and each.limit is None and not each.killed
+        )
+        limit = self.machine.start_timeout
+        if number is not None and limit is not None:
+            self.processes[number].limit = self.now + limit
+            self.handle(r.WorkerBegan(number))
 
     @rule(data=st.data())
     def ready(self, data):
@@ -458,6 +489,7 @@ class Scheduling(RuleBasedStateMachine):
         for number, process in self.processes.items():
             if process.up and not process.draining:
                 events += [r.WorkerReady(number), r.WorkerRefused(number, "no")]
+                events.append(r.WorkerBegan(number))
             for call in list(self.calls)[-5:]:
                 if process.call != call:
                     events.append(r.Finished(call, number, ok=True))

@@ -30,6 +30,9 @@ def check() -> None:
         assert_type(ex.options(timeout=1).submit(halve, 3), shmexec.Future[float])
         assert_type(ex.broadcast(halve, 3), list[float])
         assert_type(ex.stats(), shmexec.Stats)
+        assert_type(ex.actor(list, [1]), shmexec.Actor)
+        assert_type(ex.options(timeout=1).actor(list, replicas=2), shmexec.Actor)
+        assert_type(ex.actor(list).state, str)
         ex.submit(halve, "three")  # type: ignore[call-overload]
 
 

@@ -453,3 +453,51 @@ def test_a_story():
         "+2.000 s pending",
     ]
     assert "not known" in pool.machine.story(2)
+
+
+# -- workers that hold something -------------------------------------------------------
+
+
+def test_a_start_that_takes_too_long_breaks_the_pool():
+    pool = Pool(1, start_timeout=1.0, exclusive=True)
+    assert pool.submit(1) == [r.Spawn(1)]
+    pool.now = 5.0  # until it begins no time counts
+    assert pool(r.WorkerBegan(1)) == []
+    assert pool.after(0.9) == []
+    assert pool.after(0.1) == [r.Kill(1)]
+    why = "it took longer than its time limit of 1 s: interrupted"
+    assert pool(r.WorkerRefused(1, "interrupted")) == [
+        r.Broke((why,)),
+        r.Fail(1, "broken", None, why),
+    ]
+
+
+def test_also_if_it_must_be_killed():
+    pool = Pool(1, start_timeout=1.0, exclusive=True)
+    pool.submit(1)
+    pool(r.WorkerBegan(1))
+    assert pool.after(1.0) == [r.Kill(1)]
+    assert pool.after(KILL_AFTER) == [r.Kill(1, force=True)]
+    broke, failed = pool(r.WorkerDead(1, "killed"))
+    assert broke.reasons[0].endswith("1 s: killed")
+    assert failed.why == "broken"
+
+
+def test_a_start_in_time_limits_no_call():
+    pool = Pool(1, start_timeout=1.0, exclusive=True)
+    pool.submit(1)
+    pool(r.WorkerBegan(1))
+    assert pool(r.WorkerReady(1)) == [r.Send(1, 1)]
+    assert pool.after(9.0) == []
+
+
+def test_an_exclusive_worker_is_replaced_only_when_it_is_gone():
+    pool = Pool(1, exclusive=True).with_ready(1)
+    pool.submit(1, timeout=1.0)
+    pool.submit(2)
+    assert pool.after(1.0) == [r.Kill(1)]
+    # It came back: it may clean up, and is killed only if that takes long.
+    assert pool(r.Finished(1, 1, ok=False)) == [r.Fail(1, "timeout", 1), r.Exit(1)]
+    assert pool.after(KILL_AFTER) == []
+    assert pool.after(EXIT_WITHIN) == [r.Kill(1, force=True)]
+    assert pool(r.WorkerDead(1, "killed")) == [r.Spawn(2)]

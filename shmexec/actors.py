@@ -1,0 +1,382 @@
+"""Actors: an instance of a class in a worker of its own, and the handle of it.
+
+Each replica is a private pool of one worker, whose initializer builds the instance; so a
+worker that dies is replaced, and the instance rebuilt, as in any pool. Which replica gets
+a call is decided here, everything else by the pool.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from shmexec.errors import SerializationError
+from shmexec.figures import Stats
+from shmexec.options import (
+    WORKERS_AT_MOST,
+    ActorOptions,
+    CallOptions,
+    Options,
+    positive_int,
+    seconds_or_none,
+)
+from shmexec.runtime import reports
+from shmexec.runtime.futures import Future
+from shmexec.runtime.inline import InlinePool
+from shmexec.runtime.pool import Pool
+from shmexec.wire.pickling import explain
+from shmexec.worker.actor import Instance, build, call_method, unknown_method
+
+__all__ = ["Actor", "make_actor"]
+
+_NEAREST_FIRST = ("busy", "ready", "starting", "closing", "failed", "closed")
+
+
+class Actor:
+    """Instances of a class, each in a worker of its own; see :meth:`Executor.actor`.
+
+    Methods are called as attributes: ``node.process(x)`` returns a :class:`Future` at
+    once. Calls run one after the other in each replica, in the order in which they were
+    made. If there are several replicas each call goes to the one that has the fewest
+    unfinished calls. :meth:`call` is for methods whose names this handle uses itself.
+
+    If its worker dies the running call fails with :class:`shmexec.WorkerDied`, the
+    instance is rebuilt from its arguments, and later calls go on with that: its state
+    starts afresh.
+
+    Dropping the handle, or the executor, closes the actor: calls that were made still
+    run, then the instances' ``cleanup()``, if they have one.
+    """
+
+    def __init__(
+        self, name: str, cls: Callable[..., Any], replicas: list[_Replica]
+    ) -> None:
+        self._name = name
+        self._methods = _Methods(cls) if isinstance(cls, type) else None
+        self._replicas = replicas
+        self._choosing = threading.Lock()  # guards the next two
+        self._entering = [0] * len(replicas)  # calls on their way into each
+        self._turn = 0
+        self._finalizer = weakref.finalize(self, _abandon, replicas)
+        self._finalizer.atexit = False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(msg)
+        if self._methods is not None:
+            self._methods.check(self._name, name)
+        return partial(self.call, name)
+
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method by its name.
+
+        Args:
+            method: Its name. Any attribute of the instance that can be called will do.
+            *args: Its arguments, as for :meth:`Executor.submit`.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            A :class:`Future`.
+
+        Raises:
+            PoolBroken: If the instance could not be built.
+            PoolClosed: After :meth:`close`, or the executor's shutdown.
+        """
+        index = self._enter()
+        try:
+            return self._replicas[index].submit(method, args, kwargs)
+        finally:
+            self._leave(index)
+
+    def _enter(self) -> int:
+        """The replica that the next call goes to."""
+        if len(self._replicas) == 1:
+            return 0
+        with self._choosing:
+            # Equals take turns. One that has failed is the last choice.
+            self._turn += 1
+            count = len(self._replicas)
+            order = [(self._turn + i) % count for i in range(count)]
+            index = min(order, key=self._load)
+            self._entering[index] += 1
+            return index
+
+    def _load(self, index: int) -> float:
+        each = self._replicas[index]
+        return each.unfinished() + self._entering[index]
+
+    def _leave(self, index: int) -> None:
+        if len(self._replicas) > 1:
+            with self._choosing:
+                self._entering[index] -= 1
+
+    @property
+    def state(self) -> str:
+        """What the actor is at.
+
+        ``"starting"``: instances are being built, or will be for the next call, since
+        their workers ended. ``"ready"``, ``"busy"``: no call, or some, are unfinished.
+        ``"failed"``: they could not be built; calls raise :class:`PoolBroken`.
+        ``"closing"``: calls that were made still run, or ``cleanup()`` does.
+        ``"closed"``: the workers have ended.
+
+        Of several replicas the state is the one nearest to use: ready or busy if one is.
+        """
+        states = {each.state() for each in self._replicas}
+        return next(state for state in _NEAREST_FIRST if state in states)
+
+    @property
+    def replicas(self) -> int:
+        """How many instances there are, each in a worker."""
+        return len(self._replicas)
+
+    def stats(self) -> tuple[Stats, ...]:
+        """Figures of each replica, as :meth:`Executor.stats` has them."""
+        return tuple(each.stats() for each in self._replicas)
+
+    def close(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; those that were made still run, then ``cleanup()``.
+
+        What ``cleanup()`` raises is warned of. If it takes longer than 10 s its worker
+        is killed.
+
+        Args:
+            wait: Return only when all is done and the workers are gone.
+            cancel_futures: Cancel calls that have not begun.
+        """
+        self._finalizer.detach()
+        for each in self._replicas:  # so that they end at the same time
+            each.shutdown(wait=False, cancel_futures=cancel_futures)
+        if wait:
+            for each in self._replicas:
+                each.shutdown(wait=True, cancel_futures=cancel_futures)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *(self._methods.names() if self._methods else ())]
+
+    def __repr__(self) -> str:
+        number = len(self._replicas)
+        many = "" if number == 1 else f", {number} replicas"
+        return f"<shmexec.Actor of {self._name}: {self.state}{many}>"
+
+
+class _Methods:
+    """What the parent knows of a class."""
+
+    def __init__(self, cls: type) -> None:
+        self._cls = cls
+
+    def check(self, cls: str, name: str) -> None:
+        """Raise AttributeError if instances have no such method."""
+        method = inspect.getattr_static(self._cls, name, None)
+        if callable(method) or isinstance(method, (staticmethod, classmethod)):
+            return
+        if hasattr(self._cls, "__getattr__"):
+            return  # it may have what it likes
+        if method is not None:
+            msg = (
+                f"{cls}.{name} is no method: add one that returns it, "
+                f"or node.call({name!r}, ...) if instances make it one"
+            )
+            raise AttributeError(msg)
+        msg = (
+            f"{unknown_method(cls, name, self.names())}. What only instances have is "
+            f"called by node.call({name!r}, ...)"
+        )
+        raise AttributeError(msg)
+
+    def names(self) -> list[str]:
+        """Public methods."""
+        return [
+            name
+            for name in dir(self._cls)
+            if not name.startswith("_") and callable(getattr(self._cls, name, None))
+        ]
+
+
+class _Replica(Protocol):
+    """One instance and where it lives."""
+
+    def submit(
+        self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Future[Any]: ...
+
+    def unfinished(self) -> float: ...
+
+    def state(self) -> str: ...
+
+    def stats(self) -> Stats: ...
+
+    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+class _Remote:
+    """An instance in a worker."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options.call
+        self._pool = Pool(options)
+        self.state = self._pool.standing
+        self.stats = self._pool.stats
+        self.shutdown = self._pool.shutdown
+        self.abandon = self._pool.abandon
+        self._pool.start_all()
+
+    def submit(
+        self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Future[Any]:
+        return self._pool.submit(call_method, (method, *args), kwargs, self._options)
+
+    def unfinished(self) -> float:
+        return float("inf") if self._pool.broken else self._pool.unfinished()
+
+
+class _Local:
+    """An instance in this process; for ``in_process=True``."""
+
+    def __init__(
+        self,
+        options: Options,
+        cls: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self._options = options
+        self._pool = InlinePool(replace(options, initializer=None))
+        self.stats = self._pool.stats
+        self._closed = False
+        self._instance = Instance(cls.__name__)
+        built = self._pool.submit(
+            self._instance.build, (cls, args, kwargs), {}, options.call
+        )
+        self._error = built.exception()
+
+    def submit(
+        self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Future[Any]:
+        if self._error is not None:
+            text = "".join(traceback.format_exception(self._error))
+            raise reports.broken(self._options, (text,)) from self._error
+        call = self._instance.call
+        return self._pool.submit(call, (method, args, kwargs), {}, self._options.call)
+
+    def unfinished(self) -> float:
+        return 0
+
+    def state(self) -> str:
+        if self._closed:
+            return "closed"
+        return "ready" if self._error is None else "failed"
+
+    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        cleaned = self._pool.submit(self._instance.clean_up, (), {}, CallOptions())
+        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+        error = cleaned.exception()
+        if error is not None:
+            text = "".join(traceback.format_exception(error))
+            msg = f"actor {self._instance.name}: cleanup() failed:\n{text}"
+            warnings.warn(msg, RuntimeWarning, stacklevel=4)
+
+    def abandon(self) -> None:
+        self.shutdown(wait=False, cancel_futures=False)
+
+
+def make_actor(
+    options: Options,
+    call: CallOptions,
+    cls: object,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    replicas: int,
+    initialize_timeout: float | None,
+) -> Actor:
+    """See :meth:`shmexec.Executor.actor`, which calls it.
+
+    Args:
+        options: The executor's.
+        call: Of the calls of the actor; retries of which are left out: a call that
+            began has seen a state that is gone.
+        cls: The class, or any function that makes the instance.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        replicas: How many instances.
+        initialize_timeout: Seconds that building one may take.
+    """
+    if not callable(cls):
+        msg = f"an actor is made of a class, not {cls!r}"
+        raise TypeError(msg)
+    name = getattr(cls, "__qualname__", None) or type(cls).__qualname__
+    name = name.rpartition("<locals>.")[2]
+    count = positive_int("replicas", replicas, WORKERS_AT_MOST)
+    limit = seconds_or_none("initialize_timeout", initialize_timeout)
+    own = [
+        replace(
+            options,
+            max_workers=1,
+            name=f"{options.name}-{name}-{index}",
+            initializer=build,
+            initargs=(name, cls, args, kwargs),
+            max_tasks_per_child=None,
+            idle_timeout=None,
+            call=CallOptions(call.timeout, 0, call.priority),
+            actor=ActorOptions(name, limit),
+        )
+        for index in range(count)
+    ]
+    if options.in_process:
+        return Actor(name, cls, [_Local(each, cls, args, kwargs) for each in own])
+    made: list[_Replica] = []
+    try:
+        for each in own:
+            made.append(_Remote(each))  # noqa: PERF401  (those made are to be ended)
+    except SerializationError as error:
+        raise _explained(error, name, cls, args, kwargs) from error.__cause__
+    except BaseException:
+        _abandon(made)
+        raise
+    return Actor(name, cls, made)
+
+
+def _explained(
+    error: SerializationError,
+    name: str,
+    cls: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> SerializationError:
+    """The same error in terms of what the actor was made of."""
+    parts = {name: cls}
+    parts |= {f"args[{index}]": arg for index, arg in enumerate(args)}
+    parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
+    return explain(error.__cause__ or error, parts, f"the actor {name}")
+
+
+def _abandon(replicas: list[_Replica]) -> None:
+    for each in replicas:
+        each.abandon()

@@ -1,0 +1,129 @@
+"""Classes that the tests keep in workers. Light: every worker imports this."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.contract.calls import Barrier
+
+
+def kill_me() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+class Counter:
+    """Counts its calls; tells of itself."""
+
+    def __init__(self, start: int = 0, *, step: int = 1) -> None:
+        self.value = start
+        self.step = step
+        self.seen: list[Any] = []
+        self.size = 5
+
+    @property
+    def double(self) -> int:
+        return 2 * self.value
+
+    def add(self, *args: Any, **kwargs: Any) -> int:
+        self.seen.append(kwargs or args)
+        self.value += self.step
+        return self.value
+
+    def close(self) -> str:
+        return "its own"
+
+    def what(self) -> list[Any]:
+        return self.seen
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def wait(self, gate: Barrier, value: Any = None) -> Any:
+        gate.wait()
+        self.seen.append(value)
+        return value
+
+    def stay(self, gate: Barrier) -> None:
+        gate.arrive()
+        while True:
+            signal.pause()
+
+    def fail(self, error: BaseException) -> None:
+        raise error
+
+    def die(self) -> None:
+        kill_me()
+
+    def times(self, array: np.ndarray, factor: float) -> np.ndarray:
+        return array * factor
+
+    def write(self, array: np.ndarray) -> None:
+        array[0] = 1
+
+
+class Noting:
+    """Notes in a file what is done with it, and does as it is told at each step.
+
+    Args:
+        path: The file.
+        does: What to do there: step to ``"raise"``, ``"kill"`` or ``"hang"``.
+        gate: Where to arrive before that.
+    """
+
+    def __init__(
+        self, path: Path, does: dict[str, str] | None = None, gate: Any = None
+    ) -> None:
+        self.path = path
+        self.does = does or {}
+        self.gate = gate
+        self.step("init")
+
+    def step(self, name: str) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{name} {os.getpid()}\n")
+        does = self.does.get(name)
+        if does and self.gate is not None:
+            self.gate.arrive()
+        if does == "raise":
+            raise ValueError(f"cannot {name}")
+        if does == "kill":
+            kill_me()
+        while does == "hang":
+            signal.pause()
+
+    def initialize(self) -> None:
+        self.step("initialize")
+
+    def work(self, value: Any = None) -> Any:
+        self.step("work")
+        return value
+
+    def cleanup(self) -> None:
+        self.step("cleanup")
+
+
+class AsyncNoting(Noting):
+    """The same in coroutines."""
+
+    async def initialize(self) -> None:  # type: ignore[override]
+        import asyncio
+
+        await asyncio.sleep(0)
+        self.step("initialize")
+
+    async def cleanup(self) -> None:  # type: ignore[override]
+        import asyncio
+
+        await asyncio.sleep(0)
+        self.step("cleanup")
+
+
+def make_counter(start: int) -> Counter:
+    """A function that makes an instance."""
+    return Counter(start)
