@@ -18,9 +18,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from shmexec import aio
 from shmexec.errors import SerializationError
 from shmexec.figures import Stats
 from shmexec.options import (
+    CREDIT_AT_MOST,
     WORKERS_AT_MOST,
     ActorOptions,
     CallOptions,
@@ -32,6 +34,7 @@ from shmexec.runtime import reports
 from shmexec.runtime.futures import Future
 from shmexec.runtime.inline import InlinePool
 from shmexec.runtime.pool import Pool
+from shmexec.runtime.streams import Stream
 from shmexec.wire.pickling import explain
 from shmexec.worker.actor import Instance, build, call_method, unknown_method
 
@@ -47,6 +50,9 @@ class Actor:
     once. Calls run one after the other in each replica, in the order in which they were
     made. If there are several replicas each call goes to the one that has the fewest
     unfinished calls. :meth:`call` is for methods whose names this handle uses itself.
+
+    ``async`` methods are awaited on the worker's one event loop; generator methods give a
+    :class:`Stream` at once.
 
     If its worker dies the running call fails with :class:`shmexec.WorkerDied`, the
     instance is rebuilt from its arguments, and later calls go on with that: its state
@@ -85,12 +91,53 @@ class Actor:
             **kwargs: Its keyword arguments.
 
         Returns:
-            A :class:`Future`.
+            A :class:`Future`; for a generator function of the class, plain or ``async``,
+            what :meth:`stream` returns.
 
         Raises:
             PoolBroken: If the instance could not be built.
             PoolClosed: After :meth:`close`, or the executor's shutdown.
         """
+        if self._methods is not None and self._methods.yields(method):
+            return self.stream(method, *args, **kwargs)
+        return self._submit(method, args, kwargs)
+
+    async def acall(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method by its name and await its result.
+
+        If the awaiting task is cancelled, so is the call; if it runs it is stopped.
+        """
+        future = await aio.submit(self._submit, method, args, kwargs)
+        return await aio.result_of(future)
+
+    def stream(
+        self, method: str, /, *args: Any, buffersize: int = 16, **kwargs: Any
+    ) -> Stream[Any]:
+        """Call a method that yields, or returns something to iterate over.
+
+        Methods that are generator functions of the class do so when they are called as
+        others are.
+
+        Args:
+            method: Its name.
+            *args: Its arguments.
+            buffersize: How many items it may be ahead of the consumer.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            An iterator, also an asynchronous one; see :meth:`Executor.stream`.
+        """
+        ahead = positive_int("buffersize", buffersize, CREDIT_AT_MOST)
+        index = self._enter()
+        try:
+            stream = self._replicas[index].stream(method, args, kwargs, ahead)
+        finally:
+            self._leave(index)
+        return stream.keep_alive(self)
+
+    def _submit(
+        self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Future[Any]:
         index = self._enter()
         try:
             return self._replicas[index].submit(method, args, kwargs)
@@ -160,6 +207,15 @@ class Actor:
             for each in self._replicas:
                 each.shutdown(wait=True, cancel_futures=cancel_futures)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        """Close, without blocking the event loop."""
+        import asyncio
+
+        await asyncio.to_thread(self.close)
+
     def __enter__(self) -> Self:
         return self
 
@@ -185,6 +241,7 @@ class _Methods:
 
     def __init__(self, cls: type) -> None:
         self._cls = cls
+        self._yields: dict[str, bool] = {}
 
     def check(self, cls: str, name: str) -> None:
         """Raise AttributeError if instances have no such method."""
@@ -205,6 +262,15 @@ class _Methods:
         )
         raise AttributeError(msg)
 
+    def yields(self, name: str) -> bool:
+        """Whether the method is a generator function, plain or ``async``."""
+        known = self._yields.get(name)
+        if known is None:
+            method = getattr(self._cls, name, None)
+            known = inspect.isgeneratorfunction(method)
+            known = self._yields[name] = known or inspect.isasyncgenfunction(method)
+        return known
+
     def names(self) -> list[str]:
         """Public methods."""
         return [
@@ -220,6 +286,14 @@ class _Replica(Protocol):
     def submit(
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Future[Any]: ...
+
+    def stream(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        buffersize: int,
+    ) -> Stream[Any]: ...
 
     def unfinished(self) -> float: ...
 
@@ -249,6 +323,17 @@ class _Remote:
     ) -> Future[Any]:
         return self._pool.submit(call_method, (method, *args), kwargs, self._options)
 
+    def stream(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        buffersize: int,
+    ) -> Stream[Any]:
+        return self._pool.stream(
+            call_method, (method, *args), kwargs, self._options, buffersize
+        )
+
     def unfinished(self) -> float:
         return float("inf") if self._pool.broken else self._pool.unfinished()
 
@@ -276,11 +361,25 @@ class _Local:
     def submit(
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Future[Any]:
+        self._check()
+        call = self._instance.call
+        return self._pool.submit(call, (method, args, kwargs), {}, self._options.call)
+
+    def stream(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        buffersize: int,
+    ) -> Stream[Any]:
+        self._check()
+        call, options = self._instance.call, self._options.call
+        return self._pool.stream(call, (method, args, kwargs), {}, options, buffersize)
+
+    def _check(self) -> None:
         if self._error is not None:
             text = "".join(traceback.format_exception(self._error))
             raise reports.broken(self._options, (text,)) from self._error
-        call = self._instance.call
-        return self._pool.submit(call, (method, args, kwargs), {}, self._options.call)
 
     def unfinished(self) -> float:
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,33 @@ class Counter:
 
     def fail(self, error: BaseException) -> None:
         raise error
+
+    async def later(self, value: Any) -> tuple[Any, int]:
+        import asyncio
+
+        await asyncio.sleep(0)
+        return value, id(asyncio.get_running_loop())
+
+    async def fail_later(self, error: BaseException) -> None:
+        raise error
+
+    def count(self, number: int) -> Iterator[int]:
+        try:
+            for i in range(number):
+                self.at = i
+                yield i
+        finally:
+            self.closed = self.at
+
+    async def count_later(self, number: int) -> AsyncIterator[int]:
+        import asyncio
+
+        for i in range(number):
+            await asyncio.sleep(0)
+            yield i
+
+    def closed_at(self) -> int:
+        return self.closed
 
     def die(self) -> None:
         kill_me()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import threading
@@ -13,8 +14,9 @@ import pytest
 
 import shmexec
 from shmexec.scheduler import machine
+from shmexec.worker import loop
 from tests.contract import calls
-from tests.contract.models import Counter, Noting, make_counter
+from tests.contract.models import AsyncNoting, Counter, Noting, make_counter
 from tests.waiting import wait_until
 
 
@@ -187,6 +189,55 @@ def test_an_argument_that_cannot_be_pickled_is_named(executor, start_method):
         assert caught.value.path == "args[1]"
 
 
+# -- coroutines and streams ------------------------------------------------------------
+
+
+def test_async_methods_are_awaited_on_one_loop(node):
+    first = node.later("a").result()
+    assert first == ("a", node.later("b").result()[1])
+    with pytest.raises(KeyError):
+        node.fail_later(KeyError("k")).result()
+
+
+def test_generator_methods_stream(node):
+    assert list(node.count(3)) == [0, 1, 2]
+    assert list(node.count_later(3)) == [0, 1, 2]
+    assert list(node.call("count", 2)) == [0, 1]
+    assert list(node.stream("what")) == []
+    with node.stream("count", 10**6, buffersize=1) as items:
+        assert next(items) == 0
+    assert node.closed_at().result() <= 3
+
+
+def test_a_stream_keeps_its_actor(executor):
+    items = executor.actor(Counter).count(100)
+    gc.collect()
+    assert list(items) == list(range(100))
+
+
+def test_calls_are_awaited(node, gate):
+    async def main():
+        assert await node.acall("add", 1) == 1
+        waiting = asyncio.create_task(node.acall("stay", gate))
+        await asyncio.to_thread(gate.arrived)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert [item async for item in node.count(2)] == [0, 1]
+        return await node.acall("add")
+
+    assert asyncio.run(main()) == 1  # of another instance
+
+
+def test_it_is_closed_by_async_with(executor):
+    async def main():
+        async with executor.actor(Counter) as node:
+            assert await node.acall("add") == 1
+        return node.state
+
+    assert asyncio.run(main()) == "closed"
+
+
 # -- replicas --------------------------------------------------------------------------
 
 
@@ -251,7 +302,7 @@ def test_it_starts_before_the_first_call(executor, make_gate, tmp_path):
         node.close()
 
 
-@pytest.mark.parametrize("cls", [Noting])
+@pytest.mark.parametrize("cls", [Noting, AsyncNoting])
 def test_it_is_initialised_once_and_cleaned_up(executor, tmp_path, cls):
     log = tmp_path / "log"
     with executor.actor(cls, log) as node:
@@ -484,12 +535,15 @@ def test_in_process(tmp_path):
         assert node.pid().result() == os.getpid()
         assert other.work(1).result() == 1
         assert node.state == "ready"
+        assert node.later(1).result()[0] == 1
+        assert list(node.count(3)) == list(node.count_later(3)) == [0, 1, 2]
         with pytest.raises(ZeroDivisionError):
             node.fail(ZeroDivisionError()).result()
     assert node.state == "closed"
     assert steps(tmp_path / "log") == ["init", "initialize", "work", "cleanup"]
     with pytest.raises(shmexec.PoolClosed):
         node.add()
+    loop.close()
 
 
 def test_in_process_it_may_fail_too(tmp_path):
