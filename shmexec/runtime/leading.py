@@ -17,7 +17,9 @@ threads. The dispatcher, a thread of the pool, leads in all other cases:
 Every wait and its waker: the leader's poll, by a reply, a death (the kernel), the next
 deadline of the scheduler, or the waker. A thread that waits for a future it does not
 lead for, by whoever leads; when a leader leaves it wakes the dispatcher if others wait.
-The dispatcher does not die: what goes wrong in it breaks the pool, which resolves all.
+Workers are started by the dispatcher, whom the leader rings for that; while it is in a
+callback, which may itself wait for a call, by the leader. The dispatcher does not die:
+what goes wrong in it breaks the pool, which resolves all.
 
 Three rules make an interrupt at any bytecode harmless: bytes go from the kernel to the
 inbox within one C call; the inbox is peeked, handled, then popped; futures are resolved
@@ -114,6 +116,7 @@ class Leading:
         self._parked = False  # the dispatcher waits for the bell alone
         self._led = 0  # how often a thread has led; tells the dispatcher of activity
         self._asleep = False  # the dispatcher leads and there is nothing to do
+        self._resolving = False  # the dispatcher is in user code, maybe for long
         self._thread: threading.Thread | None = None
 
     # -- threads that wait ---------------------------------------------------------------
@@ -141,12 +144,19 @@ class Leading:
             if not got[0]:
                 return False
             self._led += 1
-            while not (future.settled or pool.has_resolutions() or pool.has_work()):
+            while not (future.settled or pool.has_resolutions() or pool.torn):
+                if pool.has_spawns():
+                    if self._resolving:
+                        break
+                    self._bell.ring()
                 if not self._read(deadline.remaining()) and deadline.passed():
                     break
         finally:
             if got and got[0]:
                 self._lead.release()
+        if self._resolving and pool.has_spawns():
+            # The dispatcher is in a callback, which may be the one that waits here.
+            pool.start_workers()
         pool.resolve()
         if self._parked or self._followers or self._callbacks or pool.has_work():
             self._bell.ring()
@@ -263,11 +273,16 @@ class Leading:
                     self._dispatch()
                 else:
                     self._stand_by()
-                self._pool.resolve()
+                self._resolve()
         except BaseException as error:  # noqa: BLE001  (nobody else is told)
             self._pool.dispatcher_failed(error)
         finally:
             self._pool.ended()
+
+    def _resolve(self) -> None:
+        self._resolving = True
+        self._pool.resolve()
+        self._resolving = False
 
     def _dispatch(self) -> None:
         """Lead until somebody else wants to, or this thread is needed elsewhere."""
@@ -306,7 +321,7 @@ class Leading:
             if pool.has_work() or (rung and (self._followers or self._callbacks)):
                 return
             if rung and pool.has_resolutions():
-                pool.resolve()
+                self._resolve()
             if led != self._led:
                 quiet = 0
             elif not self._lead.locked():

@@ -977,6 +977,10 @@ class Pool:
         """Whether the dispatcher has to do something that takes time, or runs code."""
         return bool(self._to_spawn or self._remarks) or self.torn is not None
 
+    def has_spawns(self) -> bool:
+        """Whether workers are to be started."""
+        return bool(self._to_spawn)
+
     def has_resolutions(self) -> bool:
         """Whether futures are to be resolved."""
         return bool(self._outcomes)
@@ -994,20 +998,29 @@ class Pool:
         if self.torn is not None:
             raise self.torn
         self._give_remarks()
+        self.start_workers()
+
+    def start_workers(self) -> None:
+        """Start those that are to be started, together with other threads that do."""
         self._trim_at = now() + TRIM_AFTER
         while self._to_spawn:
-            number = self._to_spawn.popleft()
+            try:
+                number = self._to_spawn.popleft()
+            except IndexError:  # another thread was quicker
+                return
             if number not in self._machine.workers:
                 continue
             try:
                 handle = WorkerHandle(
                     number, self.options, self.host, self, self._inherited
                 )
-            except Exception as error:  # noqa: BLE001  (the machine decides)
+            except BaseException as error:
                 reason = f"it could not be started: {error!r}"
                 with self._lock:
                     self._handle(r.WorkerDead(number, reason))
-                continue
+                if isinstance(error, Exception):
+                    continue  # the machine decides
+                raise
             with self._lock:
                 self._adopt(handle)
 

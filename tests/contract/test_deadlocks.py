@@ -16,6 +16,7 @@ import pytest
 import shmexec
 from tests.contract import calls
 from tests.contract.calls import Awkward
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -175,3 +176,40 @@ def test_dozens_of_crashes_in_a_row(pool):
             assert future.result(20) == i
         else:
             assert future.exception(20).exitcode == i
+
+
+def test_a_callback_may_wait_for_calls_that_need_a_worker_of_their_own(make_executor):
+    executor = make_executor(2)
+    executor.submit(pow, 2, 2).result()  # one worker is there
+    found = []
+
+    def follow_up(_):
+        more = [executor.submit(pow, 2, n) for n in (3, 4)]
+        found.extend(future.result(20) for future in more)
+
+    first = executor.submit(pow, 2, 2)
+    first.add_done_callback(follow_up)
+    first.result()
+    assert wait_until(lambda: len(found) == 2)
+    assert found == [8, 16]
+
+
+def test_a_long_callback_holds_nobody_up(make_executor):
+    executor = make_executor(2)
+    executor.submit(pow, 2, 2).result()
+    leave = threading.Event()
+    entered = threading.Event()
+
+    def linger(_):
+        entered.set()
+        leave.wait(20)
+
+    first = executor.submit(pow, 2, 2)
+    first.add_done_callback(linger)
+    wait_until(entered.is_set)
+    try:
+        # Both workers are needed, and the second one is not there yet.
+        both = executor.broadcast(pow, 2, 3)
+    finally:
+        leave.set()
+    assert both == [8, 8]
