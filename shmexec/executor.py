@@ -33,6 +33,7 @@ from collections.abc import (
     Mapping,
 )
 from concurrent.futures import Executor as BaseExecutor
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
 
 from shmexec.errors import MemoryWarning
@@ -99,6 +100,10 @@ class Executor(BaseExecutor):
             or breaks; one :class:`shmexec.FallbackWarning` says so. Not if
             ``initializer`` raised: that is for you to mend. Default: they fail with
             :class:`shmexec.PoolBroken`.
+        context: Context variables (``contextvars``) whose values at ``submit`` are set in
+            the worker around the call, which has a context of its own: what it sets
+            itself is gone when it ends. Those that are not set are left alone.
+            Default: none.
 
     Raises:
         TypeError, ValueError: For a setting that makes no sense, at once.
@@ -128,6 +133,7 @@ class Executor(BaseExecutor):
         in_process: bool = False,
         name: str | None = None,
         fallback: Fallback | None = None,
+        context: Iterable[ContextVar[Any]] = (),
     ) -> None:
         self._options = Options.check(
             max_workers=max_workers,
@@ -145,6 +151,7 @@ class Executor(BaseExecutor):
             in_process=in_process,
             name=name,
             fallback=fallback,
+            context=context,
         )
         self._max_workers = self._options.max_workers  # Dask reads it
         self._warned = False

@@ -3,7 +3,7 @@
 A call that a broken pool never began is not failed: a thread forks a process for it
 (see :mod:`shmexec.forkpercall`), which unpacks it there as a worker would, and sends the
 result back through a pipe. A call that had begun is not run again; it fails as without
-a fallback. Calls that are for one certain worker fail, too.
+a fallback. Calls that are for one certain worker fail, too, and streams.
 
 :class:`RescuingPool` is a pool that may break, :class:`ProcessPool` stands for one that
 could not even be made.
@@ -11,7 +11,6 @@ could not even be made.
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import threading
 import warnings
@@ -20,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future as BaseFuture
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
@@ -34,11 +33,13 @@ from shmexec.runtime.calls import Argument, PackedCall, closed_error, pickle_cal
 from shmexec.runtime.futures import Future
 from shmexec.runtime.inline import InlinePool
 from shmexec.runtime.pool import Pool
+from shmexec.runtime.surroundings import around_calls
 from shmexec.scheduler import records as r
 from shmexec.wire import functions
 from shmexec.wire.channel import Waker
 from shmexec.wire.messages import Mode
 from shmexec.wire.pickling import Source, load
+from shmexec.worker.surroundings import Surrounded
 
 __all__ = ["ProcessPool", "RescuingPool", "make_pool"]
 
@@ -211,22 +212,24 @@ class _Threads:
 
 
 def _run_unpacked(
-    key: bytes, pickled: bytes, payload: Any, buffers: list[np.ndarray], spilled: bool
+    number: int,
+    key: bytes,
+    pickled: bytes,
+    payload: Any,
+    buffers: list[np.ndarray],
+    spilled: bool,
 ) -> Any:
     """Unpack a call and run it, as a worker does."""
     if spilled:
         payload = buffers.pop()
     if not key:
-        fn, args, kwargs = load(payload, buffers)
+        fn, args, kwargs, *around = load(payload, buffers)
     else:
         fn = pickle.loads(pickled) if pickled else functions.find_by_name(key)
-        args, kwargs = load(payload, buffers)
-    result = fn(*args, **kwargs)
-    if inspect.iscoroutine(result):
-        import asyncio
-
-        return asyncio.run(result)
-    return result
+        args, kwargs, *around = load(payload, buffers)
+    if around:
+        fn = Surrounded(fn, around[0], number)
+    return fn(*args, **kwargs)
 
 
 # -- a pool that may break ------------------------------------------------------------------
@@ -285,6 +288,7 @@ class RescuingPool(Pool):
             command.why != "broken"
             or call is None
             or call.only_here
+            or call.credit
             or not self._rescues()
         ):
             super()._fail(command)
@@ -311,7 +315,7 @@ class RescuingPool(Pool):
             self.room.give_back(call.blocks)
             call.blocks = ()
         ref = call.function
-        return ref.key, ref.pickled, call.payload, views, call.spilled
+        return call.number, ref.key, ref.pickled, call.payload, views, call.spilled
 
     def _start_apart(self) -> None:
         """Give threads to calls that were taken; no lock is held."""
@@ -432,7 +436,8 @@ class ProcessPool(InlinePool):
             number = next(self._numbers)
         future: Future[Any] = Future()
         try:
-            name, ref, pickled = pickle_call(fn, args, kwargs, None)
+            around = around_calls(self.options.context)
+            name, ref, pickled = pickle_call(fn, args, kwargs, None, around)
         except SerializationError as error:
             future.set_exception(error)
             return future
@@ -441,7 +446,8 @@ class ProcessPool(InlinePool):
             assert isinstance(source, Source)  # nothing is placed here
             buffers.append(np.empty(source.nbytes, np.uint8))
             source.fill(buffers[-1])
-        parts = (ref.key, ref.pickled, bytes(pickled.payload), buffers, False)
+        payload = bytes(pickled.payload)
+        parts = (number, ref.key, ref.pickled, payload, buffers, False)
         warn = partial(self._once.warn, self._reason)
         name = f"{number} of {name}"
         apart = _Apart(future, name, lambda: parts, options.timeout, warn)
@@ -459,6 +465,10 @@ class ProcessPool(InlinePool):
         apart = self._calls.get(number)
         return apart is not None and apart.cancel(running=running)
 
+    def stream(self, *_: Any) -> NoReturn:
+        """Items come from workers only."""
+        raise self._broken()
+
     @property
     def leading(self) -> ProcessPool:
         """For futures: they wait for their own threads, which nobody leads."""
@@ -474,8 +484,11 @@ class ProcessPool(InlinePool):
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[Future[Any]]:
         """There are no workers to run it."""
+        raise self._broken()
+
+    def _broken(self) -> PoolBroken:
         msg = f"pool {self.options.name!r} has no workers: {self._reason}"
-        raise PoolBroken(msg, (self._reason,))
+        return PoolBroken(msg, (self._reason,))
 
     def width(self) -> int:
         """How many calls may run at once."""

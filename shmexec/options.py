@@ -11,7 +11,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsIndex, cast
 
@@ -227,6 +228,7 @@ class Options:
     native: bool = True
     fallback: Fallback | None = None
     actor: ActorOptions | None = None
+    context: tuple[ContextVar[Any], ...] = ()
 
     @classmethod
     def check(
@@ -247,6 +249,7 @@ class Options:
         in_process: bool,
         name: str | None,
         fallback: object,
+        context: object,
     ) -> Options:
         """Validate what the constructor was given; raises TypeError or ValueError."""
         if initializer is not None and not callable(initializer):
@@ -284,7 +287,20 @@ class Options:
             in_process=bool(in_process),
             native=native_wanted(),
             fallback=_fallback(fallback),
+            context=_context(context),
         )
+
+
+def _context(variables: object) -> tuple[ContextVar[Any], ...]:
+    if not isinstance(variables, Iterable) or isinstance(variables, (str, Mapping)):
+        msg = f"context must be a tuple of ContextVars, not {variables!r}"
+        raise TypeError(msg)
+    found = tuple(variables)
+    for variable in found:
+        if not isinstance(variable, ContextVar):
+            msg = f"context must be a tuple of ContextVars, but {variable!r} is none"
+            raise TypeError(msg)
+    return found
 
 
 def _fallback(value: object) -> Fallback | None:

@@ -24,6 +24,7 @@ from shmexec.memory.host import Block, Host
 from shmexec.memory.views import Loan, Returns
 from shmexec.options import INLINE_LIMIT
 from shmexec.runtime.futures import Future
+from shmexec.runtime.surroundings import Around
 from shmexec.wire.functions import FunctionRef, describe
 from shmexec.wire.messages import Kind, Mode
 from shmexec.wire.parcels import Parcel
@@ -110,6 +111,7 @@ def pack(
     room: RoomMaker,
     *,
     copy: bool = False,
+    around: Around | None = None,
 ) -> PackedCall:
     """Pickle a call and copy its buffers into blocks.
 
@@ -119,12 +121,13 @@ def pack(
         kwargs: Its keyword arguments.
         room: Gives the blocks.
         copy: Have the worker copy the buffers, since the call may run again.
+        around: What is to surround it.
 
     Raises:
         SerializationError: If something cannot be pickled.
         SharedMemoryFull: If there is no room. Nothing is held after an error.
     """
-    name, function, pickled = pickle_call(fn, args, kwargs, room.returns)
+    name, function, pickled = pickle_call(fn, args, kwargs, room.returns, around)
     call = PackedCall(function, name)
     try:
         _place_all(call, pickled, room, Mode.COPY if copy else Mode.PRIVATE)
@@ -139,6 +142,7 @@ def pickle_call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     returns: Returns | None,
+    around: Around | None,
 ) -> tuple[str, FunctionRef, Pickled]:
     """The name of a call, how its function travels, and its pickle.
 
@@ -148,13 +152,18 @@ def pickle_call(
     name = _name(fn, args)
     try:
         function = describe(fn)
-        if function.key:
+        if function.key and around is None:
             return name, function, dump_arguments(args, kwargs, returns)
-        return name, function, dump((fn, args, kwargs), returns=returns)
+        call: tuple[Any, ...] = (args, kwargs) if function.key else (fn, args, kwargs)
+        if around is not None:
+            call = (*call, around.packed(name))
+        return name, function, dump(call, returns=returns)
     except Exception as error:
         shown = args[1:] if fn is call_method else args
         parts = {f"args[{i}]": arg for i, arg in enumerate(shown)}
         parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
+        if around is not None:
+            parts |= around.parts()
         raise explain(error, {**parts, "fn": fn}, f"the call of {name}") from error
 
 

@@ -14,6 +14,7 @@ from shmexec.options import CallOptions, Options
 from shmexec.runtime.calls import closed_error
 from shmexec.runtime.futures import Future
 from shmexec.runtime.streams import LocalStream
+from shmexec.runtime.surroundings import around_calls
 from shmexec.wire.objects import with_values
 from shmexec.worker import loop
 from shmexec.worker.loop import awaited
@@ -31,7 +32,7 @@ class InlinePool:
         self.options = options
         self._closed = False
         self._initialized = False
-        self._broken: BaseException | None = None
+        self._refusal: BaseException | None = None
         self._numbers = itertools.count(1)
         self._done = self._failed = 0
 
@@ -49,7 +50,8 @@ class InlinePool:
         future.set_running_or_notify_cancel()
         try:
             fn, args, kwargs = with_values((fn, args, kwargs))
-            future.set_result(awaited(fn(*args, **kwargs)))
+            run = self._surround(fn)
+            future.set_result(awaited(run(*args, **kwargs)))
             self._done += 1
         except (Exception, SystemExit) as error:  # noqa: BLE001  (the future's)
             note_read_only(error, fn, args, kwargs)
@@ -66,11 +68,11 @@ class InlinePool:
             try:
                 awaited(initializer(*self.options.initargs))
             except (Exception, SystemExit) as error:  # noqa: BLE001  (told each time)
-                self._broken = error
-        if self._broken is not None:
-            reason = f"the initializer failed: {self._broken!r}"
+                self._refusal = error
+        if self._refusal is not None:
+            reason = f"the initializer failed: {self._refusal!r}"
             msg = f"pool {self.options.name!r} cannot run calls: {reason}"
-            raise PoolBroken(msg, (reason,)) from self._broken
+            raise PoolBroken(msg, (reason,)) from self._refusal
 
     def stream(
         self,
@@ -83,7 +85,11 @@ class InlinePool:
         """Call it now; its steps run as they are asked for."""
         self._prepare()
         fn, args, kwargs = with_values((fn, args, kwargs))
-        return LocalStream(Steps(fn(*args, **kwargs)))
+        return LocalStream(Steps(self._surround(fn)(*args, **kwargs)))
+
+    def _surround(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        around = around_calls(self.options.context)
+        return fn if around is None else around.wrap(fn, next(self._numbers))
 
     def check_open(self) -> None:
         """Raise PoolClosed if no call can be taken."""

@@ -31,6 +31,7 @@ from shmexec.runtime.futures import Future
 from shmexec.runtime.leading import READ, TRIM_AFTER, WRITE, Leading
 from shmexec.runtime.processes import can_be_inherited
 from shmexec.runtime.streams import Stream
+from shmexec.runtime.surroundings import around_calls
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.scheduler.machine import (
@@ -194,8 +195,11 @@ class Pool:
         given to another call.
         """
         self.check_open()
+        around = around_calls(self.options.context)
         try:
-            call = pack(fn, args, kwargs, self.room, copy=options.retries > 0)
+            call = pack(
+                fn, args, kwargs, self.room, copy=options.retries > 0, around=around
+            )
             call.sealed = sealed
         except SerializationError as error:
             # As the standard library: it is the call that failed, not its submission.
@@ -260,7 +264,8 @@ class Pool:
     ) -> Stream[Any]:
         """Take a call in whose items are wanted; see :meth:`shmexec.Executor.stream`."""
         self.check_open()
-        call = pack(fn, args, kwargs, self.room)
+        around = around_calls(self.options.context)
+        call = pack(fn, args, kwargs, self.room, around=around)
         call.credit = buffersize
         call.items = items = deque([call.future])
         # Items that have been taken cannot be unmade: no retries.

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 
 from shmexec.options import INLINE_LIMIT
+from shmexec.wire.variables import reduce_variable
 
 
 class Buffers(Protocol):
@@ -25,7 +27,7 @@ class Buffers(Protocol):
 
 Reducer = Callable[[Any, Buffers], Any]
 
-reducers: dict[type, Reducer] = {}
+reducers: dict[type, Reducer] = {ContextVar: reduce_variable}
 """What to pickle for objects of exactly these types; ``NotImplemented``: as ever."""
 
 

@@ -14,12 +14,12 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from importlib import import_module
 from typing import Any, NamedTuple
 
-import cloudpickle
-
 from shmexec.options import INLINE_LIMIT
+from shmexec.wire.pickling import dump
 
 KEPT_AT_MOST = 128
 """Functions that a worker keeps by digest; the parent says which one to forget."""
@@ -68,6 +68,7 @@ _immutable = (
     range,
     types.ModuleType,
     types.BuiltinFunctionType,
+    ContextVar,  # goes by reference
 )
 _known: weakref.WeakKeyDictionary[
     Callable[..., object], tuple[tuple[object, ...], FunctionRef]
@@ -118,7 +119,8 @@ def ref_of(fn: Callable[..., object]) -> FunctionRef:
     Raises:
         Exception: If pickling it does.
     """
-    pickled = cloudpickle.dumps(fn, protocol=5)
+    # Without buffers: those of arrays, which are mutable.
+    pickled = bytes(dump(fn).payload)
     if len(pickled) >= INLINE_LIMIT:
         return IN_PAYLOAD  # bulk goes through a block, as an argument does
     # The parent alone needs it, and it brings all of OpenSSL.

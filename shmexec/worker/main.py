@@ -421,8 +421,8 @@ class _Worker:
         payload: Any = buffers.pop() if message.spilled else message.payload
         key = message.key
         if not key:
-            fn, args, kwargs = load(payload, buffers)
-            return fn, args, kwargs
+            fn, args, kwargs, *around = load(payload, buffers)
+            return self._surround(fn, around, message), args, kwargs
         if functions.is_digest(key):
             fn = self._functions[key]
         else:
@@ -434,8 +434,18 @@ class _Worker:
                     "which the call refers to by name."
                 )
                 raise
-        args, kwargs = load(payload, buffers)
-        return fn, args, kwargs
+        args, kwargs, *around = load(payload, buffers)
+        return self._surround(fn, around, message), args, kwargs
+
+    def _surround(
+        self, fn: Callable[..., Any], around: list[Any], message: Message
+    ) -> Callable[..., Any]:
+        """The function with what its call was sent to surround it, if anything."""
+        if not around:
+            return fn
+        from shmexec.worker.surroundings import Surrounded
+
+        return Surrounded(fn, around[0], message.request)
 
     def _place(
         self, message: Message, kind: Kind, pickled: Pickled, seconds: float

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import numpy as np
@@ -445,3 +448,48 @@ def write_to(array: np.ndarray, value: float) -> float:
 async def later(value: Any) -> Any:
     """A coroutine function."""
     return value
+
+
+REQUEST: ContextVar[Any] = ContextVar("request")
+USER: ContextVar[str] = ContextVar("user", default="nobody")
+
+
+def get_request(*_: Any) -> Any:
+    """The value of a context variable; "unset" if it has none."""
+    return REQUEST.get("unset")
+
+
+def set_request(value: Any) -> Any:
+    """Set it; what it was before."""
+    before = REQUEST.get("unset")
+    REQUEST.set(value)
+    return before
+
+
+def get_both() -> tuple[Any, str]:
+    """The values of both."""
+    return REQUEST.get("unset"), USER.get()
+
+
+async def get_request_later() -> Any:
+    """The value, in a coroutine."""
+    await asyncio.sleep(0)
+    return REQUEST.get("unset")
+
+
+async def get_request_later_of(_item: Any) -> Any:
+    """The same for each item of a map."""
+    return await get_request_later()
+
+
+def requests(number: int) -> Iterator[Any]:
+    """The value, that often; sets it as it goes on."""
+    for i in range(number):
+        yield REQUEST.get("unset")
+        REQUEST.set(i)
+
+
+class Holder:
+    """Has a context variable that can be imported."""
+
+    variable: ContextVar[Any] = ContextVar("in a class")

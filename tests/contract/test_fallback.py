@@ -183,8 +183,11 @@ def test_a_failing_initializer_is_no_reason(make_executor):
         executor.submit(calls.same, 1)
 
 
-def test_broadcast_has_nobody_to_go_to(break_on_start):
+def test_streams_and_broadcast_have_nobody_to_go_to(break_on_start):
     executor = break_on_start()
+    for _ in range(2):
+        with pytest.raises(shmexec.PoolBroken):
+            list(executor.stream(range, 3))
     with pytest.raises(shmexec.PoolBroken):
         executor.broadcast(calls.pid)
     with pytest.raises(shmexec.PoolBroken):
@@ -359,6 +362,8 @@ class TestPoolThatCannotBeMade:
             executor.options(timeout=0.1).submit(calls.stay, gate).result(LONG)
         with pytest.raises(shmexec.PoolBroken, match="Too many open files"):
             executor.broadcast(calls.pid)
+        with pytest.raises(shmexec.PoolBroken, match="Too many open files"):
+            list(executor.stream(range, 3))
         assert executor.stats().failed == 2
 
     def test_it_can_be_shut_down(self, executor, gate):
