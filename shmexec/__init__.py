@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Actor": "shmexec.actors",
+    "Batcher": "shmexec.batcher",
+    "BatcherStats": "shmexec.figures",
     "Executor": "shmexec.executor",
     "Future": "shmexec.runtime.futures",
     "ForkPerCallExecutor": "shmexec.forkpercall",
@@ -37,6 +39,8 @@ _HOME = {
 
 __all__ = [
     "Actor",
+    "Batcher",
+    "BatcherStats",
     "CallStopped",
     "CallTimeout",
     "Executor",
@@ -49,6 +53,7 @@ __all__ = [
     "MemoryWarning",
     "PoolBroken",
     "PoolClosed",
+    "QueueFull",
     "RemoteError",
     "RemoteTraceback",
     "Script",
@@ -76,6 +81,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from shmexec.actors import Actor
+    from shmexec.batcher import Batcher
     from shmexec.errors import (
         CallStopped,
         CallTimeout,
@@ -83,6 +89,7 @@ if TYPE_CHECKING:
         MemoryWarning,
         PoolBroken,
         PoolClosed,
+        QueueFull,
         RemoteError,
         RemoteTraceback,
         SerializationError,
@@ -93,7 +100,7 @@ if TYPE_CHECKING:
         WrongArguments,
     )
     from shmexec.executor import Executor
-    from shmexec.figures import MemoryStats, Stats, WorkerStats
+    from shmexec.figures import BatcherStats, MemoryStats, Stats, WorkerStats
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.loading import LoadedScript, load
     from shmexec.runtime.futures import Future

@@ -1,6 +1,7 @@
 """``map`` and ``map_batches``: many calls from one.
 
-Written against a :class:`Backend`, which a pool is, and a pool without processes too.
+Written against a :class:`~shmexec.runtime.backend.Backend`, which a pool is, and a pool
+without processes too.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import inspect
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     CancelledError,
     Future as BaseFuture,
     wait,
 )
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,10 +26,10 @@ from shmexec.deadline import Deadline
 from shmexec.memory.files import FileArray, in_file
 from shmexec.memory.views import loan_of
 from shmexec.options import CallOptions, positive_int
+from shmexec.runtime.backend import Backend, placed_rows
 from shmexec.runtime.calls import rebuild_error
 from shmexec.runtime.futures import Future
 from shmexec.wire.messages import Mode
-from shmexec.wire.pickling import PlacedArray, PlacedSource
 from shmexec.worker.tasks import Blank, check_like, run_batch, run_chunk
 
 PROBE_FROM = 256
@@ -47,41 +48,6 @@ PROBE_ITEMS = 16
 
 ITEM_SECONDS = 2e-7
 """What an item takes at least, with its way there and back."""
-
-
-class Backend(Protocol):
-    """Where calls run."""
-
-    def submit(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-        worker: int | None = None,
-    ) -> BaseFuture[Any]:
-        """Run a call."""
-
-    def place(self, nbytes: int) -> Any:
-        """A block of shared memory, None if there is no room or no sharing."""
-
-    def bytes_of(self, block: Any) -> np.ndarray:
-        """Its bytes."""
-
-    def count_copied(self, nbytes: int) -> None:
-        """Note that bytes of an argument were copied into a block."""
-
-    def can_write(self, array: np.ndarray) -> bool:
-        """Whether calls that are given this array write to it itself, not to a copy."""
-
-    def give_back(self, block: Any) -> None:
-        """Let the block go."""
-
-    def keep(self, block: Any) -> np.ndarray:
-        """Take the block over as an array."""
-
-    def width(self) -> int:
-        """How many calls may run at once."""
 
 
 # -- map -----------------------------------------------------------------------------
@@ -391,21 +357,6 @@ class _Input:
         block, self._block = self._block, None
         if block is not None:
             self._backend.give_back(block)
-
-
-def placed_rows(
-    block: Any, array: np.ndarray, start: int, stop: int, mode: Mode
-) -> PlacedArray:
-    """Rows of an array that lies, C-contiguous, in a block."""
-    stride = row_bytes(array)
-    place = block.key[1] + start * stride
-    source = PlacedSource(block.key, place, (stop - start) * stride, mode)
-    return PlacedArray(source, array.dtype, (stop - start, *array.shape[1:]))
-
-
-def row_bytes(array: np.ndarray) -> int:
-    """Bytes of one row of a C-contiguous array."""
-    return array.dtype.itemsize * math.prod(array.shape[1:])
 
 
 def takes_out(fn: Callable[..., Any], inputs: int) -> bool:

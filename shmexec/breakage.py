@@ -1,17 +1,19 @@
-"""The errors that derive from those of ``concurrent.futures``; part of ``shmexec.errors``.
+"""The errors that derive from those of ``concurrent.futures`` and ``queue``.
 
-Import them from there: only who raises or catches one pays for ``concurrent.futures``.
+Part of ``shmexec.errors``; import them from there: only who raises or catches one pays
+for those modules.
 """
 
 from __future__ import annotations
 
+import queue
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from typing import ClassVar
 
 from shmexec.errors import ShmexecError
 
-__all__ = ["CallStopped", "PoolBroken", "WorkerDied"]
+__all__ = ["CallStopped", "PoolBroken", "QueueFull", "WorkerDied"]
 
 
 class WorkerDied(ShmexecError, BrokenProcessPool):
@@ -61,5 +63,19 @@ class PoolBroken(ShmexecError, BrokenProcessPool):
         self.reasons = reasons
 
 
-for _cls in (CallStopped, PoolBroken, WorkerDied):
+class QueueFull(ShmexecError, queue.Full):
+    """A batcher has as many items waiting as it may, and waiting for room is not allowed.
+
+    Attributes:
+        limit: How many that is (``max_queue``).
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("limit",)
+
+    def __init__(self, message: str, *, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+for _cls in (CallStopped, PoolBroken, QueueFull, WorkerDied):
     _cls.__module__ = ShmexecError.__module__  # where they are found and pickled

@@ -12,6 +12,7 @@
     ├── UnknownFunction        a script has no function of that name (AttributeError)
     ├── WrongArguments         a script's function does not take them (TypeError)
     ├── SharedMemoryFull       over the budget and not allowed to wait (MemoryError)
+    ├── QueueFull              a batcher takes no more items now (queue.Full)
     └── PoolClosed             used after shutdown, or in a forked child (RuntimeError)
 
 An exception that user code raised in a worker arrives as itself, with
@@ -19,7 +20,7 @@ An exception that user code raised in a worker arrives as itself, with
 what to do next, in that order.
 
 Workers import this module, and shall not pay for ``concurrent.futures``: what derives
-from its errors is in ``shmexec.breakage``, and comes from there when it is asked for.
+from its errors, and from those of ``queue``, is in ``shmexec.breakage``, and comes from there when it is asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from shmexec.breakage import CallStopped, PoolBroken, WorkerDied
+    from shmexec.breakage import CallStopped, PoolBroken, QueueFull, WorkerDied
 
 __all__ = [
     "CallStopped",
@@ -38,6 +39,7 @@ __all__ = [
     "MemoryWarning",
     "PoolBroken",
     "PoolClosed",
+    "QueueFull",
     "RemoteError",
     "RemoteTraceback",
     "SerializationError",
@@ -184,7 +186,7 @@ class FallbackWarning(UserWarning):
 
 
 def __getattr__(name: str) -> object:
-    if name not in {"CallStopped", "PoolBroken", "WorkerDied"}:
+    if name not in {"CallStopped", "PoolBroken", "QueueFull", "WorkerDied"}:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     from shmexec import breakage

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from shmexec.actors import Actor
+    from shmexec.batcher import Batcher, OnFull
     from shmexec.figures import Stats
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
@@ -467,6 +468,70 @@ class Executor(BaseExecutor):
         _check_callable(fn)
         return batches.map_batches(self._pool, options, fn, arrays, **settings)
 
+    def batcher(
+        self,
+        fn: Callable[..., Any],
+        *,
+        max_batch_size: int = 64,
+        max_delay: float = 0.0,
+        max_queue: int | None = None,
+        on_full: OnFull = "wait",
+    ) -> Batcher:
+        """A callable that takes single items and runs ``fn`` on batches of them.
+
+        Many threads and ``asyncio`` tasks call it; what they submit while the workers
+        are busy runs as one call. An item is an array, a number, or a tuple or dict of
+        these, and is copied into shared memory at once. Items of equal shapes and
+        dtypes form batches: of ``n`` items ``fn`` gets an array of shape
+        ``(n, *item.shape)``, that is ``fn(array)``, ``fn(*arrays)`` for tuples or
+        ``fn(**arrays)`` for dicts. The arrays are writable and ``fn``'s own.
+
+        It returns an array of length ``n``, a tuple or dict of such arrays, or a list of
+        ``n`` results. Each item's future gets its own: the row, a tuple or dict of rows, or
+        the entry. An exception in a list fails that item alone. Rows are views, which
+        keep the whole result: copy one that is to be kept for long.
+
+        What fails a call fails all items of the batch, each with an exception of its own
+        and a note that says how many there were.
+
+        Args:
+            fn: The function.
+            max_batch_size: Items per call at most.
+            max_delay: Seconds that a batch waits for more items although a worker is
+                free, counted from its first item. Default 0: what waits when a worker
+                becomes free is a batch. As many batches run as there are workers.
+            max_queue: Items that may wait for their batch to start. Default: 16 full
+                batches.
+            on_full: What submitting does then: ``"wait"`` for room, or ``"refuse"``,
+                which is to raise :class:`shmexec.QueueFull`.
+
+        Raises:
+            TypeError, ValueError: For a setting that makes no sense.
+
+        Example:
+            >>> import numpy as np, shmexec
+            >>> with shmexec.Executor(2) as ex, ex.batcher(np.sqrt) as root:
+            ...     futures = [root(number) for number in (1.0, 4.0, 9.0)]
+            ...     [float(future.result()) for future in futures]
+            [1.0, 2.0, 3.0]
+        """
+        return self._batcher(
+            self._options.call,
+            fn,
+            max_batch_size=max_batch_size,
+            max_delay=max_delay,
+            max_queue=max_queue,
+            on_full=on_full,
+        )
+
+    def _batcher(
+        self, options: CallOptions, fn: Callable[..., Any], **settings: Any
+    ) -> Batcher:
+        from shmexec.batcher import Batcher
+
+        _check_callable(fn)
+        return Batcher(self, self._pool, fn, options, **settings)
+
     def options(
         self,
         *,
@@ -805,4 +870,23 @@ class OptionsView:
             kwargs,
             replicas=replicas,
             initialize_timeout=initialize_timeout,
+        )
+
+    def batcher(
+        self,
+        fn: Callable[..., Any],
+        *,
+        max_batch_size: int = 64,
+        max_delay: float = 0.0,
+        max_queue: int | None = None,
+        on_full: OnFull = "wait",
+    ) -> Batcher:
+        """As :meth:`Executor.batcher`; the settings are those of the batches' calls."""
+        return self._executor._batcher(  # noqa: SLF001
+            self._options,
+            fn,
+            max_batch_size=max_batch_size,
+            max_delay=max_delay,
+            max_queue=max_queue,
+            on_full=on_full,
         )

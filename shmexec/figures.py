@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +79,35 @@ class MemoryStats:
     """The limit in bytes."""
     arrays: int
     """Results and shared arrays that this program holds."""
+
+
+class Durations(NamedTuple):
+    """What the latest of many durations were, in seconds; all 0 if there were none."""
+
+    mean: float
+    median: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherStats:
+    """A batcher at one moment; made by :meth:`shmexec.Batcher.stats`."""
+
+    items: int
+    """Items that were taken in."""
+    batches: int
+    """Calls that were made of them."""
+    waiting: int
+    """Items that wait now, of which ``max_queue`` may."""
+    running: int
+    """Batches that are with workers now."""
+    cancelled: int
+    """Items that were cancelled while they waited."""
+    failed: int
+    """Items that failed, alone or with their batch."""
+    batch_sizes: Mapping[int, int]
+    """How many batches there were of each size, those that were cancelled not counted."""
+    wait_seconds: Durations
+    """Of the latest 4,096 items: from coming to the start of their batch."""
+    run_seconds: Durations
+    """Of the latest 1,024 batches: from there to the result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from shmexec.errors import PoolBroken
 from shmexec.figures import Stats
 from shmexec.options import CallOptions, Options
+from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import closed_error
 from shmexec.runtime.futures import Future
 from shmexec.runtime.streams import LocalStream
@@ -28,8 +30,11 @@ class InlinePool:
     Arguments are not copied, and time-outs and retries have no meaning here.
     """
 
+    shares_memory = False
+
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
         self._closed = False
         self._initialized = False
         self._refusal: BaseException | None = None
@@ -113,7 +118,7 @@ class InlinePool:
         """One call at a time."""
         return 1
 
-    def place(self, nbytes: int) -> None:
+    def place(self, nbytes: int, *, may_wait: bool = False) -> None:
         """Nothing is shared."""
         return
 
@@ -162,6 +167,8 @@ class InlinePool:
 
     def shutdown(self, *, wait: bool = True, cancel_futures: bool = False) -> None:
         """Take no more calls."""
+        for feeder in list(self.feeders):
+            feeder.feed_last(cancel=cancel_futures)
         self._closed = True
         loop.close()
 

@@ -69,6 +69,8 @@ def exiting() -> bool:
 def _at_exit() -> None:
     """Finish what was submitted, as ``ProcessPoolExecutor`` does, then end workers."""
     global _exiting
+    for pool in list(_pools):
+        pool.take_in()
     _exiting = True
     for pool in list(_pools):
         pool.shutdown(wait=True)

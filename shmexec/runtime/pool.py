@@ -12,6 +12,7 @@ import itertools
 import os
 import pickle
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from shmexec.memory.host import Block
 from shmexec.memory.views import loan_of
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle, monitor, reports
+from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import Outcome, PackedCall, RoomMaker, pack
 from shmexec.runtime.futures import Future
 from shmexec.runtime.leading import READ, TRIM_AFTER, WRITE, Leading
@@ -102,6 +104,8 @@ class _Whole:
 class Pool:
     """See the module. Made by the executor, kept alive by its dispatcher."""
 
+    shares_memory = True
+
     def __init__(self, options: Options) -> None:
         self.options = options
         self.host = lifecycle.host(options.segment)
@@ -140,6 +144,7 @@ class Pool:
         self._outcomes: dict[int, Outcome] = {}
         self._remarks: deque[str] = deque()
         self._wanting: list[_Want] = []
+        self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
         self._closed = False
         self._forked = False
         self._gone = threading.Event()
@@ -391,11 +396,17 @@ class Pool:
         """How many calls may run at once."""
         return self._machine.max_workers
 
-    def place(self, nbytes: int) -> Block | None:
-        """A block for arrays of several calls; None if there is no room now."""
+    def place(self, nbytes: int, *, may_wait: bool = False) -> Block | None:
+        """A block for arrays of several calls; None if there is no room now.
+
+        Raises:
+            SharedMemoryFull: If it may wait for room, and that does not help.
+        """
         try:
-            block = self.room.place(nbytes, may_wait=False)
+            block = self.room.place(nbytes, may_wait=may_wait)
         except SharedMemoryFull:
+            if may_wait:
+                raise
             return None
         with self._lock:
             self._count_blocks(not block.faulted, block.faulted)
@@ -1109,6 +1120,7 @@ class Pool:
         """Take no more calls; see :meth:`shmexec.Executor.shutdown`."""
         if self._forked:
             return
+        self.take_in(cancel=cancel_futures)
         with self._lock:
             first, self._closed = not self._closed, True
             for number in [n for n, call in self._calls.items() if call.credit]:
@@ -1127,6 +1139,11 @@ class Pool:
         if wait:
             self.leading.join()
 
+    def take_in(self, *, cancel: bool = False) -> None:
+        """Have those who gather calls submit, or cancel, what they have: the last ones."""
+        for feeder in list(self.feeders):
+            feeder.feed_last(cancel=cancel)
+
     def abandon(self) -> None:
         """The executor was garbage-collected; called in a finalizer."""
         threading.Thread(target=self.shutdown, kwargs={"wait": False}).start()
@@ -1135,6 +1152,10 @@ class Pool:
         """This process is a copy: the pool is the parent's, and is not to be used."""
         self._forked = True
         self._lock = threading.Lock()
+        for feeder in list(self.feeders):
+            feeder.disown(
+                calls.closed_error(self.options.name, forked=True, exiting=False)
+            )
         for handle in self._workers.values():
             handle.close_in_child(keep)
         self._workers.clear()
