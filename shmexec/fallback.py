@@ -467,7 +467,7 @@ class ProcessPool(InlinePool):
 
     def stream(self, *_: Any) -> NoReturn:
         """Items come from workers only."""
-        raise self._broken()
+        raise self._no_workers()
 
     @property
     def leading(self) -> ProcessPool:
@@ -484,9 +484,9 @@ class ProcessPool(InlinePool):
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[Future[Any]]:
         """There are no workers to run it."""
-        raise self._broken()
+        raise self._no_workers()
 
-    def _broken(self) -> PoolBroken:
+    def _no_workers(self) -> PoolBroken:
         msg = f"pool {self.options.name!r} has no workers: {self._reason}"
         return PoolBroken(msg, (self._reason,))
 

@@ -123,6 +123,7 @@ class _Worker:
                 if message.kind is Kind.EXIT:
                     self._clean_up()
                     event_loop.close()
+                    _flush_traces()
                     return
                 self._handle(message)
             except _ParentGone:
@@ -554,6 +555,12 @@ class _Worker:
                 used, budget = message.leases
                 return message.number, used, budget
             self._postpone(message)
+
+
+def _flush_traces() -> None:
+    tracing: Any = sys.modules.get("shmexec.worker.tracing")
+    if tracing is not None:
+        tracing.flush()
 
 
 class _ParentGone(Exception):

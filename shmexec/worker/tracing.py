@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+FLUSH_WITHIN = 5000
+"""Milliseconds that exporting may take as a worker ends."""
+
 _failed = False
 _unusable = False
 
@@ -89,6 +92,18 @@ class Span:
             self._span.end()
         except Exception as failure:  # noqa: BLE001
             _note(failure)
+
+
+def flush() -> None:
+    """Have spans exported that wait for it: the process ends without its clean-up."""
+    try:
+        from opentelemetry import trace
+
+        force = getattr(trace.get_tracer_provider(), "force_flush", None)
+        if force is not None:
+            force(FLUSH_WITHIN)
+    except Exception as error:  # noqa: BLE001
+        _note(error)
 
 
 def _note(error: Exception) -> None:

@@ -493,3 +493,9 @@ class Holder:
     """Has a context variable that can be imported."""
 
     variable: ContextVar[Any] = ContextVar("in a class")
+
+
+def count_and_yield(path: str) -> Iterator[int]:
+    """Leave a mark, then yield."""
+    count(path)
+    yield from (1, 2)
