@@ -34,7 +34,15 @@ from collections.abc import (
 )
 from concurrent.futures import Executor as BaseExecutor
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    overload,
+)
 
 from shmexec.errors import MemoryWarning
 from shmexec.options import (
@@ -95,6 +103,11 @@ class Executor(BaseExecutor):
             divided by workers, at least 1.
         worker_env: Environment variables for the workers, beside the program's own.
         in_process: Run calls in this process, one after the other, for a debugger.
+        worker_output: What becomes of what workers print, also from C code and child
+            processes. ``"forward"``: whole lines go to this process's ``sys.stdout`` and
+            ``sys.stderr``, and log records to its loggers, before the future of the call
+            is done. ``"inherit"``: it goes where this process's descriptors 1 and 2 lead
+            when a worker starts. ``"discard"``: it is dropped.
         name: Shown in process names and messages. Default ``"shmexec"``.
         fallback: With ``"process-per-call"``, calls that were never begun run in a
             process forked for each, without ``initializer``, if the pool cannot start
@@ -132,6 +145,7 @@ class Executor(BaseExecutor):
         threads_per_worker: int | None = None,
         worker_env: Mapping[str, str] | None = None,
         in_process: bool = False,
+        worker_output: Literal["forward", "inherit", "discard"] = "forward",
         name: str | None = None,
         fallback: Fallback | None = None,
         context: Iterable[ContextVar[Any]] = (),
@@ -150,6 +164,7 @@ class Executor(BaseExecutor):
             threads_per_worker=threads_per_worker,
             worker_env=worker_env,
             in_process=in_process,
+            worker_output=worker_output,
             name=name,
             fallback=fallback,
             context=context,

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, SupportsIndex, cast
+from typing import Any, Literal, SupportsIndex, cast, get_args
 
 DEFAULT_WORKERS_AT_MOST = 8
 WORKERS_AT_MOST = 4096
@@ -25,6 +25,7 @@ INLINE_LIMIT = 32 * 1024
 
 StartMethod = Literal["fork", "forkserver", "spawn"]
 Fallback = Literal["process-per-call"]
+WorkerOutput = Literal["forward", "inherit", "discard"]
 
 
 def cpu_count() -> int:
@@ -225,6 +226,7 @@ class Options:
     threads_per_worker: int = 1
     worker_env: Mapping[str, str] = field(default_factory=dict)
     in_process: bool = False
+    worker_output: WorkerOutput = "forward"
     native: bool = True
     fallback: Fallback | None = None
     actor: ActorOptions | None = None
@@ -247,6 +249,7 @@ class Options:
         threads_per_worker: object,
         worker_env: object,
         in_process: bool,
+        worker_output: object,
         name: str | None,
         fallback: object,
         context: object,
@@ -285,6 +288,7 @@ class Options:
             threads_per_worker=threads,
             worker_env=_environment(worker_env),
             in_process=bool(in_process),
+            worker_output=_worker_output(worker_output),
             native=native_wanted(),
             fallback=_fallback(fallback),
             context=_context(context),
@@ -322,6 +326,13 @@ def _name(name: object) -> str:
         msg = f"name must be a non-empty text, not {name!r}"
         raise TypeError(msg)
     return name
+
+
+def _worker_output(value: object) -> WorkerOutput:
+    if value not in get_args(WorkerOutput):
+        msg = f"worker_output must be 'forward', 'inherit' or 'discard', not {value!r}"
+        raise ValueError(msg)
+    return cast("WorkerOutput", value)
 
 
 def _environment(worker_env: object) -> dict[str, str]:

@@ -359,6 +359,16 @@ def may_block() -> bool:
     return False
 
 
+def unblocking(fn: Callable[..., object], *args: Any) -> None:
+    """Run what may call back into the pool, where a submit may not wait for others."""
+    before = _resolving.active
+    _resolving.active = True
+    try:
+        fn(*args)
+    finally:
+        _resolving.active = before
+
+
 class Outcome(NamedTuple):
     """What a call came to; waits to be put into its future, outside of all locks."""
 
@@ -370,6 +380,7 @@ class Outcome(NamedTuple):
     error: BaseException | None = None
     cancelled: bool = False
     warning: str = ""
+    after: int = 0  # what was printed up to this number comes first
     item: Future[Any] | None = None
     """The future of an item; that of the call if None."""
 
@@ -417,7 +428,7 @@ def _unpack(outcome: Outcome) -> tuple[Any, BaseException | None]:
     try:
         return load(outcome.payload, outcome.views), None
     except BaseException as cause:
-        if _is_for_this_thread(cause):
+        if is_for_this_thread(cause):
             raise  # not the call's; it is unpacked again later
         msg = (
             f"the result of {outcome.call.name} cannot be unpickled here: "
@@ -435,7 +446,7 @@ def _parcel(outcome: Outcome) -> Parcel:
     return Parcel(payload, [_passed_on(loan) for loan in loans])
 
 
-def _is_for_this_thread(error: BaseException) -> bool:
+def is_for_this_thread(error: BaseException) -> bool:
     """Whether it may be the user's Ctrl-C, which only the main thread gets."""
     return (
         isinstance(error, KeyboardInterrupt)
@@ -454,7 +465,7 @@ def _rebuild_error(name: str, message: str, text: str, body: bytes) -> BaseExcep
         if not isinstance(error, BaseException):
             raise TypeError
     except BaseException as cause:
-        if _is_for_this_thread(cause):
+        if is_for_this_thread(cause):
             raise
         error = RemoteError(name, message, text)  # it cannot be rebuilt, its text can
     error.__cause__ = RemoteTraceback(text)

@@ -195,6 +195,7 @@ class Leading:
         return got[0]
 
     def _follow(self, future: Future[Any], deadline: Deadline) -> None:
+        self._pool.outputs.step_aside()
         self._followers.append(None)
         try:
             self._bell.ring()

@@ -31,6 +31,7 @@ from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import Outcome, PackedCall, RoomMaker, pack
 from shmexec.runtime.futures import Future
 from shmexec.runtime.leading import READ, TRIM_AFTER, WRITE, Leading
+from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.processes import can_be_inherited
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.surroundings import around_calls
@@ -121,6 +122,7 @@ class Pool:
         if options.initializer is not None:
             self._pack_initializer(options.initializer)
         self.leading = Leading(self)
+        self.outputs = Outputs(self.leading)
         self._machine = Machine(
             options.max_workers,
             max_restarts=options.max_restarts,
@@ -625,6 +627,7 @@ class Pool:
         worker = self._machine.workers.get(number)
         if worker is None or worker.look_at is None or handle.pack is not pack:
             return  # it has ended meanwhile; what was read tells nothing of the next one
+        self.outputs.drain(handle.output)
         self._on_results(handle, handle.logged(begun), ended=False)
         self._handle(r.PackExpired(number, begun))
 
@@ -651,8 +654,9 @@ class Pool:
             self._outcomes[call.number] = Outcome(call, None, cancelled=True)
             return
         handle = self._workers.get(command.worker or 0)
+        after = 0 if handle is None else self.outputs.drain(handle.output)
         error = reports.failure(command, call, handle, self._broken, self.options.actor)
-        self._outcomes[call.number] = Outcome(call, None, error=error)
+        self._outcomes[call.number] = Outcome(call, None, error=error, after=after)
 
     # -- replies ---------------------------------------------------------------------
 
@@ -666,6 +670,8 @@ class Pool:
             self._ended.append(handle)
         elif descriptor == handle.replies.fileno():
             self._take_reply(handle, descriptor)
+        elif descriptor in handle.output.descriptors:
+            self.outputs.take(descriptor)
         else:
             with self._lock:
                 if handle.sender.flush() or event & ~WRITE:
@@ -690,6 +696,8 @@ class Pool:
 
     def process(self, *, ticking: bool) -> None:
         """Handle what is in the inbox, then deaths, then time."""
+        if self.outputs.muted:
+            self.outputs.unmute()
         if not (
             self._inbox or self._ended or ticking or self._wanting or self._dropped
         ):
@@ -739,12 +747,17 @@ class Pool:
             self._on_item(handle, message)
         elif kind is Kind.PACKED:
             handle.note_figures(message)
+            self.outputs.drain(handle.output)
             results = decode_results(message.payload)
             self._on_results(handle, results, ended=bool(message.request))
+        elif kind is Kind.LOG:
+            self.outputs.take_record(handle.output, message.payload)
         elif kind is Kind.READY:
+            self.outputs.drain(handle.output)
             event = r.WorkerBegan if message.request else r.WorkerReady
             self._handle(event(handle.number))
         elif kind is Kind.REFUSED:
+            self.outputs.drain(handle.output)
             self.refused = True
             what = "the initializer" if self.options.actor is None else "building it"
             reason = f"{what} failed: {message.payload.decode()}"
@@ -779,7 +792,8 @@ class Pool:
                 continue
             call = self._calls.get(number)
             if call is not None and not state.stopping:
-                self._outcomes[number] = Outcome(call, kind, payload)
+                after = handle.output.last
+                self._outcomes[number] = Outcome(call, kind, payload, after=after)
                 self._forget(number)
             came[number] = number, kind is Kind.RESULT, seconds
         if came or ended:
@@ -797,8 +811,9 @@ class Pool:
         following.begin()  # so that it cannot be cancelled for itself
         call.items.append(following)
         call.future = following
+        after = self.outputs.drain(handle.output)
         self._outcomes[next(self._numbers)] = Outcome(
-            call, Kind.RESULT, payload, views, item=future
+            call, Kind.RESULT, payload, views, after=after, item=future
         )
 
     def _running(
@@ -841,11 +856,12 @@ class Pool:
         state, worker = self._running(handle, message)
         payload, views = self._received(handle, message, call)
         handle.request = 0
+        after = self.outputs.drain(handle.output)
         warning, handle.warning = handle.warning, ""
         if call is not None and not state.stopping:
             # Noted before it is forgotten: an interrupt in between loses nothing.
             self._outcomes[number] = Outcome(
-                call, kind, payload, views, None, False, warning
+                call, kind, payload, views, None, False, warning, after
             )
             self._forget(call.number)
         ok, seconds = kind is Kind.RESULT, message.seconds
@@ -875,6 +891,7 @@ class Pool:
             pass
         self._empty_inbox()
         code = handle.process.reap()
+        self.outputs.drop(handle.output)
         reason = reports.death(handle, code)
         if self.options.actor is not None and handle.asked and code:
             self._remark(reports.unfinished_cleanup(reason, self.options))
@@ -890,6 +907,7 @@ class Pool:
             descriptor,
             handle.process.sentinel,
             handle.sender.sock.fileno(),
+            *handle.output.descriptors,
         ):
             self.leading.poller.remove(number)
             self._by_descriptor.pop(number, None)
@@ -998,8 +1016,9 @@ class Pool:
         return bool(self._to_spawn)
 
     def has_resolutions(self) -> bool:
-        """Whether futures are to be resolved."""
-        return bool(self._outcomes)
+        """Whether futures are to be resolved, or something printed is to be written."""
+        outputs = self.outputs
+        return bool(self._outcomes or (outputs.queue and outputs.writer is None))
 
     def unresolved(self) -> bool:
         """Whether anything goes on that somebody must attend to."""
@@ -1045,6 +1064,9 @@ class Pool:
         for descriptor in (handle.replies.fileno(), handle.process.sentinel):
             self._by_descriptor[descriptor] = handle
             self.leading.poller.add(descriptor, READ)
+        for descriptor in handle.output.descriptors:
+            self._by_descriptor[descriptor] = handle
+        self.outputs.adopt(handle.output)
         if self.initializer is not None:
             if self._give_arenas(self.initializer, handle) is not None:
                 handle.kill()
@@ -1054,10 +1076,15 @@ class Pool:
             self._ask_to_end(handle)
 
     def resolve(self) -> None:
-        """Put outcomes into their futures; no lock is held, since callbacks run."""
+        """Put outcomes into their futures; no lock is held, since callbacks run.
+
+        What was printed before is written first.
+        """
+        self.outputs.write()
         for number in list(self._outcomes):
             outcome = self._outcomes.get(number)
             if outcome is not None:
+                self.outputs.settle(outcome.after)
                 calls.resolve(outcome)
                 self._outcomes.pop(number, None)
 
@@ -1065,7 +1092,11 @@ class Pool:
         """The same for those futures that have no callbacks, and that nobody waits for."""
         for number in list(self._outcomes):
             outcome = self._outcomes.get(number)
-            if outcome is not None and outcome.future.unwatched:
+            if (
+                outcome is not None
+                and outcome.future.unwatched
+                and outcome.after <= self.outputs.written
+            ):
                 calls.resolve(outcome)
                 self._outcomes.pop(number, None)
 
@@ -1096,6 +1127,8 @@ class Pool:
                     handle.process.reap()
                 self._bury(handle)
             handle.close()
+        self.outputs.write()
+        self.outputs.close()
         if self.initializer is not None:
             self.room.give_back(self.initializer.blocks)
         self.host.remove_poke(self.leading.poke)
@@ -1160,6 +1193,7 @@ class Pool:
             handle.close_in_child(keep)
         self._workers.clear()
         self._by_descriptor.clear()
+        self.outputs.after_fork_in_child()
         self.leading.close()
         for call in self._calls.values():
             call.future.disown(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import socket
@@ -9,13 +11,14 @@ import sys
 import tempfile
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
 from shmexec.memory import native
 from shmexec.memory.host import Host
 from shmexec.options import Options
 from shmexec.runtime import lifecycle
+from shmexec.runtime.outputs import WorkerOutput
 from shmexec.runtime.processes import WorkerProcess
 from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
 from shmexec.wire.functions import KEPT_AT_MOST, FunctionRef, is_digest
@@ -82,6 +85,7 @@ class WorkerHandle:
         self._closed = False
         self._lifeline = self._fault_log = -1
         self._sockets: list[socket.socket] = []
+        self.output = WorkerOutput()
         self.arena = host.new_worker_arena(account)
         self.arena.visited |= {host.arena.id, self.arena.id}
         lifecycle.opening.add(self)
@@ -106,7 +110,9 @@ class WorkerHandle:
         lifeline, self._lifeline = os.pipe()
         self._fault_log = _scratch_file()
         os.write(self._fault_log, bytes(MARK_BYTES))  # faulthandler appends
+        printed: dict[int, int] = {}
         try:
+            self.output, printed = _output(options.worker_output)
             config = self._config(
                 options,
                 packets=packets,
@@ -114,6 +120,7 @@ class WorkerHandle:
                 replies=replies_end,
                 arenas=arenas_end,
                 lifeline=lifeline,
+                printed=printed,
                 inherited=inherited,
             )
             with (
@@ -129,7 +136,8 @@ class WorkerHandle:
             self._close_pipes()
             raise
         finally:
-            os.close(lifeline)
+            for descriptor in (lifeline, *printed.values()):
+                os.close(descriptor)
             requests_end.close()
             replies_end.close()
             arenas_end.close()
@@ -143,9 +151,14 @@ class WorkerHandle:
         replies: socket.socket,
         arenas: socket.socket,
         lifeline: int,
+        printed: Mapping[int, int],
         inherited: Inherited | None,
     ) -> WorkerConfig:
         own = self.host.arena
+        stdout, stderr = (
+            PassedDescriptor(printed[number]) if number in printed else None
+            for number in (1, 2)
+        )
         return WorkerConfig(
             generation=self.number,
             name=f"{options.name}-worker-{self.number}",
@@ -163,6 +176,10 @@ class WorkerHandle:
             own_segment=PassedDescriptor(self.arena.segment.descriptor),
             fault_log=PassedDescriptor(self._fault_log),
             lifeline=PassedDescriptor(lifeline),
+            stdout=stdout,
+            stderr=stderr,
+            forward_logs=options.worker_output == "forward",
+            log_level=logging.getLogger().level,
             native=options.native and native.is_built(),
             has_initializer=options.initializer is not None,
             has_start_limit=options.actor is not None
@@ -337,6 +354,7 @@ class WorkerHandle:
         self._close_pipes()
 
     def _close_pipes(self) -> None:
+        self.output.close()
         for sock in self._sockets:
             sock.close()
         for name in ("_lifeline", "_fault_log"):
@@ -351,6 +369,7 @@ class WorkerHandle:
         Above all the writing end of the lifeline: the worker must die with the parent,
         not with the last of its children.
         """
+        self.output.close(keep)
         for sock in self._sockets:
             if sock.fileno() in keep:
                 sock.detach()
@@ -372,6 +391,26 @@ def _descriptors(config: WorkerConfig) -> set[int]:
         for value in vars(config).values()
         if isinstance(value, PassedDescriptor)
     }
+
+
+def _output(mode: str) -> tuple[WorkerOutput, dict[int, int]]:
+    """What comes from a worker, and what it gets as its descriptors 1 and 2, if any."""
+    passed: dict[int, int] = {}
+    reading: list[int] = []
+    try:
+        for number in (1, 2):
+            if mode == "forward":
+                end, passed[number] = os.pipe()
+                reading.append(end)
+                os.set_blocking(end, False)
+            elif mode == "inherit":
+                with contextlib.suppress(OSError):  # this process has none
+                    passed[number] = os.dup(number)
+    except OSError:
+        for descriptor in (*reading, *passed.values()):
+            os.close(descriptor)
+        raise
+    return WorkerOutput(tuple(reading)), passed
 
 
 def _scratch_file() -> int:

@@ -42,6 +42,7 @@ class Kind(IntEnum):
     PACKED = 16  # worker: results of a pack; the last ones if `request` is set
     ITEM = 17  # worker: the call yielded; more comes
     CREDIT = 18  # parent: call `request` may yield `number` items more; 0: no more
+    LOG = 19  # worker: a log record, for the program's loggers
 
 
 class Mode(IntEnum):
@@ -224,7 +225,7 @@ def decode(data: bytes) -> Message:
     if (
         magic != _MAGIC
         or payload_at + size != len(data)
-        or not 1 <= kind & 0x7F <= _LAST_KIND
+        or kind & 0x7F not in _KINDS
         or (spilled and not n_refs)
     ):
         msg = f"{len(data)} bytes that are no message (kind {kind}, magic {magic})"
@@ -250,7 +251,6 @@ def decode(data: bytes) -> Message:
 
 
 _KINDS = {int(kind): kind for kind in Kind}
-_LAST_KIND = max(_KINDS)
 
 
 class PackedResult(NamedTuple):

@@ -7,11 +7,13 @@ socket ends.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
 import socket
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -36,7 +38,7 @@ from shmexec.wire.messages import (
     in_batches,
 )
 from shmexec.wire.pickling import Pickled, ReplyPickler, Source, dump, explain, load
-from shmexec.worker import loop as event_loop
+from shmexec.worker import loop as event_loop, output
 from shmexec.worker.handover import place_all
 from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.notes import note_read_only
@@ -86,8 +88,12 @@ class WorkerMain(BaseProcess):
 
     def run(self) -> None:
         """Serve calls until told to end."""
-        worker = _Worker(self._worker_config)
-        prepare(self._worker_config, worker.is_running)
+        config = self._worker_config
+        output.redirect(config)
+        worker = _Worker(config)
+        prepare(config, worker.is_running)
+        if config.forward_logs:
+            worker.forward_logs()
         worker.loop()
 
 
@@ -105,6 +111,8 @@ class _Worker:
         self._running = False
         self._mark = config.fault_log.number
         self._pid = os.getpid()
+        self._thread = threading.get_ident()
+        self._writing = threading.Lock()
 
     def is_running(self) -> bool:
         """Whether user code runs now, so that it can be interrupted."""
@@ -317,6 +325,7 @@ class _Worker:
             if pickled.sources or len(pickled.payload) > _PACKED_AT_MOST:
                 self._reply(call, kind, pickled, seconds)
                 continue
+            output.flush()
             result = encode_result(request, kind, seconds, bytes(pickled.payload))
             os.pwrite(self._mark, result, at)
             at += len(result)
@@ -350,6 +359,7 @@ class _Worker:
         self, message: Message, kind: Kind, pickled: Pickled, seconds: float
     ) -> Kind:
         """Send it; returns its kind, which is ERROR if there was no room."""
+        output.flush()
         reply = None
         if pickled.sources or len(pickled.payload) >= INLINE_LIMIT:
             reply = self._place(message, kind, pickled, seconds)
@@ -499,6 +509,7 @@ class _Worker:
 
     def _report(self, kind: Kind, pickled: Pickled) -> None:
         """Tell how the initializer went."""
+        output.flush()
         if kind is Kind.RESULT:
             self._send(
                 Message(
@@ -536,9 +547,48 @@ class _Worker:
 
     def _write(self, data: bytes) -> None:
         try:
-            send_blocking(self._replies, data, packets=self._config.packets)
+            if self._config.packets:
+                self._replies.sendall(data)
+            else:
+                with self._writing:  # user code logs in threads of its own
+                    send_blocking(self._replies, data, packets=False)
         except ConnectionError:
             _leave()
+
+    # -- log records -----------------------------------------------------------------------
+
+    def forward_logs(self) -> None:
+        """Send log records to the parent from now on."""
+        from shmexec.worker.logs import Forwarder, forward
+
+        config = self._config
+        forwarder = Forwarder(
+            self._send_record, self._running_call, packets=config.packets
+        )
+        forward(forwarder, config.log_level)
+
+    def _running_call(self) -> int | None:
+        if not self._running:
+            return None
+        return int.from_bytes(os.pread(self._mark, MARK_BYTES, 0), "little") or None
+
+    def _send_record(self, record: bytes) -> None:
+        """In any thread of user code, perhaps in a forked child."""
+        message = Message(Kind.LOG, generation=self._config.generation, payload=record)
+        data = encode(message)
+        if os.getpid() != self._pid:
+            with contextlib.suppress(OSError):  # it may have outlived everything else
+                self._replies.sendall(data)
+        elif threading.get_ident() != self._thread:
+            self._write(data)
+        else:
+            # An interrupt in the middle would leave half a message in a stream. One that
+            # comes now is lost: the parent waits a moment for it, then kills.
+            running, self._running = self._running, False
+            try:
+                self._write(data)
+            finally:
+                self._running = running
 
     def _send_returned(self, nbytes: int) -> None:
         *others, last = [*in_batches(self._memory.ended())] or [()]

@@ -12,6 +12,7 @@ from shmexec.worker.setup import load_numpy
 
 load_numpy()
 
+import shmexec.worker.logs  # noqa: E402
 import shmexec.worker.main  # noqa: E402, F401  (after NumPy, which it imports too)
 
 # What is alive now never dies: a collection in a worker need not look at it, and so

@@ -94,6 +94,10 @@ class WorkerConfig:
     own_segment: PassedDescriptor
     fault_log: PassedDescriptor
     lifeline: PassedDescriptor
+    stdout: PassedDescriptor | None = None
+    stderr: PassedDescriptor | None = None
+    forward_logs: bool = False
+    log_level: int = 0
     native: bool = False
     has_initializer: bool = False
     has_start_limit: bool = False
