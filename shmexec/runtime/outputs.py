@@ -196,8 +196,9 @@ class Outputs:
         It was written before the reply, so it is there. Whatever others printed
         meanwhile comes along.
         """
-        for descriptor, _ in self._check.poll(0.0):
-            self._read_all(descriptor)
+        if self._streams:
+            for descriptor, _ in self._check.poll(0.0):
+                self._read_all(descriptor)
         if output.unfinished:
             self._finish(output)
         return output.last

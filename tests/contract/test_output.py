@@ -244,9 +244,13 @@ def test_a_stream_that_calls_back(executor, put):
     futures = [executor.submit(printing.say, f"outer {i}") for i in range(3)]
     for future in futures:
         future.result(20)
-    text = "".join(written)
-    assert text.count("outer") == 3
-    assert text.count("inner") == [t.startswith("outer") for t in written].count(True)
+
+    def all_written() -> bool:  # a line may still be on its way through the hook
+        text = "".join(written)
+        calls_made = [t.startswith("outer") for t in written].count(True)
+        return text.count("outer") == 3 and text.count("inner") == calls_made
+
+    assert wait_until(all_written)
 
 
 def test_a_result_does_not_wait_for_ever_for_a_stream(executor, monkeypatch, put):
