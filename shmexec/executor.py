@@ -575,6 +575,7 @@ class Executor(BaseExecutor):
         self,
         path: str | os.PathLike[str],
         *,
+        cache: str | int | os.PathLike[str] | None = None,
         autoreload: bool = False,
     ) -> Script:
         """Load a Python file once in each worker, and call its functions.
@@ -584,6 +585,12 @@ class Executor(BaseExecutor):
 
         Args:
             path: The file; its folder is put on ``sys.path`` in the workers.
+            cache: Keep results, for scripts whose results depend on nothing but the
+                arguments: an amount of memory (bytes, or a text such as ``"256MB"``;
+                what was not used longest goes first) or a folder (a
+                :class:`pathlib.Path`, trusted as the script itself is). They are known
+                by the contents of the script, of the neighbours that it imports and
+                of the arguments. Default: none are kept.
             autoreload: Look at each call whether the file has changed, and load it again
                 if it has.
 
@@ -605,14 +612,13 @@ class Executor(BaseExecutor):
             ...     ex.script(path).double(21).result()
             42
         """
-        return self._script(self._options.call, path, autoreload=autoreload)
-
-    def _script(
-        self, options: CallOptions, path: str | os.PathLike[str], **settings: Any
-    ) -> Script:
         from shmexec.scripts import Script, ScriptFile
 
-        return Script(ScriptFile(self, self._pool, options, path, **settings), options)
+        options = self._options.call
+        file = ScriptFile(
+            self, self._pool, options, path, cache=cache, autoreload=autoreload
+        )
+        return Script(file, options)
 
     def actor(
         self,

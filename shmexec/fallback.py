@@ -428,6 +428,7 @@ class ProcessPool(InlinePool):
         kwargs: Mapping[str, Any],
         options: CallOptions,
         worker: int | None = None,
+        keep: Callable[[Any], object] | None = None,
     ) -> Future[Any]:
         """Run the call in a process of its own, on what its arguments are now."""
         with self._lock:
@@ -435,6 +436,7 @@ class ProcessPool(InlinePool):
                 raise closed_error(self.options.name, forked=False, exiting=False)
             number = next(self._numbers)
         future: Future[Any] = Future()
+        future.keep = keep
         try:
             around = around_calls(self.options.context)
             name, ref, pickled = pickle_call(fn, args, kwargs, None, around)

@@ -52,6 +52,7 @@ def load(
     path: str | os.PathLike[str],
     workers: int | None = None,
     *,
+    cache: str | int | os.PathLike[str] | None = None,
     autoreload: bool = False,
     **settings: Any,
 ) -> LoadedScript:
@@ -61,6 +62,7 @@ def load(
         path: The file; its folder is put on ``sys.path`` in the workers.
         workers: Processes that load it. Default: ``SHMEXEC_WORKERS``, else one, since a
             model fills memory.
+        cache: See :meth:`shmexec.Executor.script`.
         autoreload: See :meth:`shmexec.Executor.script`.
         **settings: Those of :class:`shmexec.Executor`, such as ``timeout``.
 
@@ -82,7 +84,8 @@ def load(
     number = default_workers(1) if workers is None else workers
     executor = Executor(number, **settings)
     try:
-        return LoadedScript(executor, executor.script(path, autoreload=autoreload))
+        script = executor.script(path, cache=cache, autoreload=autoreload)
+        return LoadedScript(executor, script)
     except BaseException:
         executor.shutdown(cancel_futures=True)
         raise

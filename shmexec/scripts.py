@@ -14,20 +14,23 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from shmexec.errors import UnknownFunction, WrongArguments
 from shmexec.options import CallOptions
+from shmexec.runtime.cache import Blob, Store, make_store
+from shmexec.runtime.content import NoDigestError, digest
 from shmexec.worker.script import DESCRIBE, Entry, Source
 
 if TYPE_CHECKING:
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
-    from shmexec.worker.described import FunctionKind, Note
+    from shmexec.worker.described import Description, FunctionKind, Note
 
 _SURE_AFTER = 2 * 10**9
 """Nanoseconds after which a change of a file shows in its times, however coarse they are."""
@@ -53,15 +56,22 @@ class FunctionInfo:
     def __str__(self) -> str:
         return f"{self.name}{'(...)' if self.signature is None else self.signature}"
 
-    def check(self, script: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise WrongArguments if it does not take these."""
+    def check(
+        self, script: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, by position where they have one.
+
+        Raises:
+            WrongArguments: If the function does not take these.
+        """
         if self.signature is None:
-            return
+            return args, kwargs
         try:
-            self.signature.bind(*args, **kwargs)
+            bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             msg = f"{script}: {self.name}() was not called: {error}. It is defined as {self}"
             raise WrongArguments(msg) from None
+        return bound.args, bound.kwargs
 
 
 class _Text:
@@ -98,9 +108,11 @@ def _info(note: Note) -> FunctionInfo:
 class _Version:
     """A script's contents, and what workers found in them."""
 
-    def __init__(self, source: Source, notes: Sequence[Note]) -> None:
+    def __init__(self, source: Source, description: Description) -> None:
         self.source = source
+        notes = description.notes
         self.infos = MappingProxyType({note.name: _info(note) for note in notes})
+        self.contents = source.digest + description.neighbours
         self._entries: dict[str, Entry] = {}
 
     def entry(self, name: str) -> Entry:
@@ -120,6 +132,7 @@ class ScriptFile:
         options: The pool's own; loading is not tried again.
         path: The file.
         autoreload: Whether to look at it at each call.
+        cache: Where to keep results, see :meth:`shmexec.Executor.script`.
     """
 
     def __init__(
@@ -130,10 +143,12 @@ class ScriptFile:
         path: str | os.PathLike[str],
         *,
         autoreload: bool,
+        cache: str | int | os.PathLike[str] | None,
     ) -> None:
         self._owner = owner
         self.pool = pool
         self.path = _checked(path)
+        self.store = make_store(cache)
         self._autoreload = autoreload
         self._options = CallOptions(options.timeout, 0, options.priority)
         # Held while a new version is loaded, by whoever waits for the worker; other
@@ -325,8 +340,56 @@ class Script:
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Future[Any]:
         version, info = self._find(name)
-        info.check(self._file.path, args, kwargs)
-        return self._file.pool.submit(version.entry(name), args, kwargs, self._options)
+        ordered = info.check(self._file.path, args, kwargs)
+        pool, store, keep = self._file.pool, self._file.store, None
+        if store is not None:
+            key = _key(version, info, *ordered)
+            if key is not None:
+                pool.check_open()
+                found = _kept(store, key)
+                if found is not None:
+                    return found
+                keep = partial(_keep, store, key)
+        return pool.submit(version.entry(name), args, kwargs, self._options, keep=keep)
+
+
+def _key(
+    version: _Version,
+    info: FunctionInfo,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> bytes | None:
+    """What names the result of a call; None if it is not to be kept."""
+    if "generator" in info.kind:
+        return None
+    try:
+        return digest(version.contents, info.name, args, kwargs)
+    except NoDigestError:
+        return None
+
+
+def _kept(store: Store, key: bytes) -> Future[Any] | None:
+    """A future that has the result which was kept, if there is one."""
+    blob = store.get(key)
+    if blob is None:
+        return None
+    from shmexec.runtime.futures import Future
+
+    try:
+        value = blob.value()
+    except Exception:  # noqa: BLE001  (a class of it is gone: as if it was not there)
+        return None
+    future: Future[Any] = Future()
+    future.cached = True
+    future.set_running_or_notify_cancel()
+    future.set_result(value)
+    return future
+
+
+def _keep(store: Store, key: bytes, result: object) -> None:
+    blob = Blob.of(result)
+    if blob is not None:
+        store.put(key, blob)
 
 
 def _unknown(path: str, name: str, names: tuple[str, ...]) -> UnknownFunction:

@@ -19,9 +19,16 @@ T = TypeVar("T")
 class Future(BaseFuture[T]):
     """What :meth:`shmexec.Executor.submit` returns.
 
-    As in the standard library, with one addition: ``cancel(running=True)`` also stops
-    a call that runs.
+    As in the standard library, with two additions: ``cancel(running=True)`` also stops
+    a call that runs, and ``cached`` tells of a script's call.
+
+    Attributes:
+        cached: Whether the result was kept from an equal call before.
     """
+
+    cached = False
+    keep: Callable[[Any], object] | None = None
+    """Given the result before anybody else has it, who might write to it."""
 
     _pool: Pool | None = None
     _call: int = 0
@@ -52,6 +59,8 @@ class Future(BaseFuture[T]):
 
     def set_result(self, result: T) -> None:
         """For the pool only."""
+        if self.keep is not None:
+            self.keep(result)
         with self._lock:
             if self.settled:
                 msg = f"{self._state}: {self!r}"

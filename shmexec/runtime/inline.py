@@ -48,10 +48,12 @@ class InlinePool:
         kwargs: Mapping[str, Any],
         options: CallOptions,
         worker: int | None = None,
+        keep: Callable[[Any], object] | None = None,
     ) -> Future[Any]:
         """Run the call now."""
         self._prepare()
         future: Future[Any] = Future()
+        future.keep = keep
         future.set_running_or_notify_cancel()
         try:
             fn, args, kwargs = with_values((fn, args, kwargs))

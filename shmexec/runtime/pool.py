@@ -195,11 +195,12 @@ class Pool:
         worker: int | None = None,
         *,
         sealed: bool = False,
+        keep: Callable[[Any], object] | None = None,
     ) -> Future[Any]:
         """Take a call in; see :meth:`shmexec.Executor.submit`.
 
         If ``sealed``, the result is a :class:`~shmexec.wire.parcels.Parcel`, to be
-        given to another call.
+        given to another call. It goes to ``keep`` before anybody else has it.
         """
         self.check_open()
         around = around_calls(self.options.context)
@@ -213,6 +214,8 @@ class Pool:
             failed: Future[Any] = Future()
             failed.set_exception(error)
             return failed
+        if keep is not None:
+            call.future.keep = keep
         return self.enter(call, options, worker)
 
     def enter(

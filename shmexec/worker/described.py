@@ -5,14 +5,16 @@ Apart from :mod:`shmexec.worker.script`, since only one worker of a pool needs i
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import os
 import reprlib
 import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
-from shmexec.worker.script import lies_in, needs_instance
+from shmexec.worker.script import Loaded, lies_in, needs_instance
 
 FunctionKind = Literal["function", "async", "generator", "async generator"]
 
@@ -44,12 +46,43 @@ class Note(NamedTuple):
     doc: str
 
 
-def describe(module: types.ModuleType, folder: str) -> list[Note]:
-    """What can be called in a script, in the order in which it is defined.
+class Description(NamedTuple):
+    """What the parent is told of a script.
 
-    That are its public functions, callable objects and methods, those that come from a
-    neighbour too, but nothing else that it imported, unless ``__all__`` names it.
+    Attributes:
+        notes: What can be called, in the order in which it is defined.
+        neighbours: Names the contents of the neighbours that it imports.
     """
+
+    notes: list[Note]
+    neighbours: bytes
+
+
+def describe(script: Loaded) -> Description:
+    """Look through a script that was loaded.
+
+    What can be called are its public functions, callable objects and methods, those that
+    come from a neighbour too, but nothing else that it imported, unless ``__all__`` names
+    it.
+    """
+    return Description(_notes(script.module, script.folder), _contents(script))
+
+
+def _contents(script: Loaded) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    files = {getattr(module, "__file__", "") for module in script.neighbours.values()}
+    for file in sorted(files):
+        name = os.path.relpath(file, script.folder).encode("utf-8", "surrogateescape")
+        try:
+            with open(file, "rb") as opened:
+                contents = hashlib.blake2b(opened.read()).digest()
+        except OSError:
+            contents = b""  # it is gone by now
+        found.update(len(name).to_bytes(8, "little") + name + contents)
+    return found.digest()
+
+
+def _notes(module: types.ModuleType, folder: str) -> list[Note]:
     notes: list[Note] = []
     chosen = getattr(module, "__all__", None)
     names = [n for n in vars(module) if n[:1] != "_"] if chosen is None else chosen

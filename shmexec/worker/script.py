@@ -53,8 +53,8 @@ class Entry(Kept):
 
     Args:
         source: The version.
-        name: ``function`` or ``Class.method``; :data:`DESCRIBE` gives a list of notes,
-            see :mod:`shmexec.worker.described`.
+        name: ``function`` or ``Class.method``; for :data:`DESCRIBE` see
+            :func:`shmexec.worker.described.describe`.
     """
 
     def __init__(self, source: Source, name: str) -> None:
@@ -76,7 +76,7 @@ class Entry(Kept):
         if self.name == DESCRIBE:
             from shmexec.worker.described import describe
 
-            return describe(script.module, script.folder)
+            return describe(script)
         return script.find(self.name)(*args, **kwargs)
 
     @property
@@ -195,6 +195,13 @@ def _load(source: Source) -> Loaded:
         raise
     neighbours = _new_neighbours(before, folder)
     neighbours.pop(module.__name__, None)
+    for script in _loaded.values():
+        if script.folder == folder:
+            neighbours |= {  # which this one may have imported as well
+                name: other
+                for name, other in script.neighbours.items()
+                if sys.modules.get(name) is other
+            }
     for name, other in hidden.items():
         if not lies_in(other, folder) and name not in sys.modules:
             _restore(name, other)

@@ -653,3 +653,145 @@ def test_an_executor_that_only_its_script_holds_lives_on(write):
     os.kill(model.pid().result(), signal.SIGKILL)
     assert model.count().result() in {1, 2}
     model._file._owner.shutdown()
+
+
+# -- results that are kept -------------------------------------------------------------
+
+KEEPING = """
+    import numpy as np
+    from pathlib import Path
+
+    def ran(what="f"):
+        with Path(__file__).with_name("ran").open("a") as file:
+            print(what, file=file)
+
+    def f(x, y=0, *more, scale=1, **others):
+        ran()
+        return x * scale
+
+    def fails():
+        ran("fails")
+        raise ValueError("no")
+
+    class Model:
+        def half(self, x):
+            ran("half")
+            return x / 2
+    """
+
+
+@pytest.fixture
+def ran(tmp_path):
+    """How often a function of the script has run."""
+
+    def ran(what: str = "f") -> int:
+        path = tmp_path / "ran"
+        return path.read_text().split().count(what) if path.exists() else 0
+
+    return ran
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_results_are_kept(executor, write, ran, tmp_path, where):
+    cache = "1MB" if where == "memory" else tmp_path / "kept"
+    model = executor.script(write(KEEPING), cache=cache)
+    x = np.arange(10_000.0)
+    first = model.f(x)
+    expected = x.copy()
+    assert not first.cached
+    result = first.result()
+    result[:] = -1  # the caller's own
+    for _ in range(2):
+        again = model.f(x)
+        assert again.cached
+        assert again.done()
+        result = again.result()
+        assert np.array_equal(result, expected)
+        result[:] = -1
+    assert ran() == 1
+    x[0] = 5
+    assert model.f(x).result()[0] == 5
+    assert model["Model.half"](4).result() == 2
+    assert model["Model.half"](4).cached
+    assert ran("half") == 1
+
+
+def test_ways_to_pass_the_same_arguments(executor, write, ran):
+    model = executor.script(write(KEEPING), cache="1MB")
+    assert model.f(3, scale=2, y=0).result() == 6
+    same = [
+        model.f(3, 0, scale=2),
+        model.f(scale=2, x=3, y=0),
+        model.options(priority=1).f(x=3, y=0, scale=2),
+    ]
+    assert all(future.cached for future in same)
+    other = [model.f(3.0, 0, scale=2), model.f(3, 0, 1, scale=2), model.f(3, 0, z=2)]
+    assert [future.result() for future in other] == [6.0, 6, 3]
+    assert not any(future.cached for future in other)
+
+
+def test_errors_and_uncommon_arguments_are_not_kept(make_executor, write, ran):
+    model = make_executor(1).script(write(KEEPING), cache="1MB")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            model.fails().result()
+    assert ran("fails") == 2
+    board = shmexec.zeros(2)  # what is in it may change at any time
+    for _ in range(2):
+        assert model.f(board).result().sum() == 0
+    assert ran() == 2
+    with pytest.raises(shmexec.SerializationError):
+        model.f(i for i in ()).result()
+
+
+def test_a_result_that_is_too_large_is_not_kept(executor, write):
+    model = executor.script(write(KEEPING), cache="1KB")
+    for _ in range(2):
+        future = model.f(np.ones(1000))
+        assert not future.cached
+        future.result()
+
+
+def test_results_belong_to_a_version(make_executor, write, tmp_path):
+    cache = tmp_path / "kept"
+    text = "import helper_of_kept\ndef f(): return helper_of_kept.x"
+    write("x = 1", "helper_of_kept.py")
+    path = write(text)
+    model = make_executor(1).script(path, cache=cache)
+    assert model.f().result() == 1
+    assert model.f().cached
+    write(text + "  # changed")
+    assert model.reload()
+    future = model.f()
+    assert (future.result(), future.cached) == (1, False)
+    write(text)
+    assert model.reload()
+    assert model.f().cached
+    write("x = 20", "helper_of_kept.py")
+    other = make_executor(1).script(path, cache=cache)
+    assert other.f().result() == 20  # its neighbour has changed
+    assert other.f().cached
+
+
+def test_kept_results_need_an_open_pool(write):
+    with shmexec.load(write(KEEPING), cache="1MB") as model:
+        assert model.f(1).result() == 1
+        assert model.f(1).cached
+    with pytest.raises(shmexec.PoolClosed):
+        model.f(1)
+
+
+def test_no_future_has_a_kept_result_by_itself(executor, write):
+    assert executor.submit(abs, 1).cached is False
+    assert executor.script(write(COUNTING)).pid().cached is False
+
+
+def test_kept_results_in_this_process(write):
+    before = [*sys.path]
+    try:
+        with shmexec.load(write(KEEPING), in_process=True, cache="1MB") as model:
+            model.f(np.ones(5)).result()[:] = 0
+            assert model.f(np.ones(5)).cached
+            assert model.f(np.ones(5)).result().sum() == 5
+    finally:
+        sys.path[:] = before
