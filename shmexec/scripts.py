@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from shmexec.errors import UnknownFunction, WrongArguments
-from shmexec.options import CallOptions
+from shmexec.options import CREDIT_AT_MOST, CallOptions, positive_int
 from shmexec.runtime.cache import Blob, Store, make_store
 from shmexec.runtime.content import NoDigestError, digest
 from shmexec.worker.script import DESCRIBE, Entry, Source
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
+    from shmexec.runtime.streams import Stream
     from shmexec.worker.described import Description, FunctionKind, Note
+
+_BUFFERSIZE = 16
+"""Items that a generator may be ahead of its consumer."""
 
 _SURE_AFTER = 2 * 10**9
 """Nanoseconds after which a change of a file shows in its times, however coarse they are."""
@@ -178,6 +182,18 @@ class ScriptFile:
         with self._loading:
             return self._renew(again=True)
 
+    def stream(
+        self,
+        entry: Entry,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        buffersize: int,
+    ) -> Stream[Any]:
+        """Run a generator function."""
+        stream = self.pool.stream(entry, args, kwargs, options, buffersize)
+        return stream.keep_alive(self._owner)
+
     def _renew(self, *, again: bool) -> bool:
         """Load the file if it has changed; whether it had.
 
@@ -249,7 +265,8 @@ class Script:
     """A Python file whose functions run in workers; made by :meth:`Executor.script`.
 
     ``script.predict(x)`` and ``script["predict"](x)`` submit a call of its function
-    ``predict`` and return a :class:`shmexec.Future`. ``script["Classifier.predict"](x)``
+    ``predict`` and return a :class:`shmexec.Future`, or a :class:`shmexec.Stream` if it
+    is a generator function. Coroutines are awaited in the worker. ``script["Classifier.predict"](x)``
     calls a method of the one instance that each worker has of that class, made without
     arguments at the first such call.
 
@@ -260,9 +277,12 @@ class Script:
     The first call in a worker loads the script; a ``timeout`` includes that.
     """
 
-    def __init__(self, file: ScriptFile, options: CallOptions) -> None:
+    def __init__(
+        self, file: ScriptFile, options: CallOptions, buffersize: int = _BUFFERSIZE
+    ) -> None:
         self._file = file
         self._options = options
+        self._buffersize = positive_int("buffersize", buffersize, CREDIT_AT_MOST)
 
     def functions(self) -> Mapping[str, FunctionInfo]:
         """What can be called, by name, in the order in which it is defined."""
@@ -290,6 +310,7 @@ class Script:
         timeout: float | None = None,
         retries: int | None = None,
         priority: int | None = None,
+        buffersize: int | None = None,
     ) -> Script:
         """The same script with other settings for the calls made through it.
 
@@ -297,6 +318,8 @@ class Script:
             timeout: Seconds a call may run. Default: as here.
             retries: How often it runs again after its worker died. Default: as here.
             priority: Calls of a higher one run earlier. Default: as here.
+            buffersize: How many items a generator may be ahead of the consumer of its
+                stream. Default: as here, at first 16.
         """
         own = self._options
         return Script(
@@ -306,6 +329,7 @@ class Script:
                 own.retries if retries is None else retries,
                 own.priority if priority is None else priority,
             ),
+            self._buffersize if buffersize is None else buffersize,
         )
 
     def __getitem__(self, name: str) -> ScriptFunction:
@@ -336,21 +360,22 @@ class Script:
             raise _unknown(self._file.path, name, tuple(version.infos))
         return version, info
 
-    def _call(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Future[Any]:
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         version, info = self._find(name)
         ordered = info.check(self._file.path, args, kwargs)
-        pool, store, keep = self._file.pool, self._file.store, None
-        if store is not None:
-            key = _key(version, info, *ordered)
-            if key is not None:
-                pool.check_open()
-                found = _kept(store, key)
-                if found is not None:
-                    return found
-                keep = partial(_keep, store, key)
-        return pool.submit(version.entry(name), args, kwargs, self._options, keep=keep)
+        entry = version.entry(name)
+        if "generator" in info.kind:
+            return self._file.stream(
+                entry, args, kwargs, self._options, self._buffersize
+            )
+        store = self._file.store
+        key = None if store is None else _key(version, info, *ordered)
+        if store is None or key is None:
+            return self._file.pool.submit(entry, args, kwargs, self._options)
+        self._file.pool.check_open()
+        return _kept(store, key) or self._file.pool.submit(
+            entry, args, kwargs, self._options, keep=partial(_keep, store, key)
+        )
 
 
 def _key(
@@ -360,8 +385,6 @@ def _key(
     kwargs: dict[str, Any],
 ) -> bytes | None:
     """What names the result of a call; None if it is not to be kept."""
-    if "generator" in info.kind:
-        return None
     try:
         return digest(version.contents, info.name, args, kwargs)
     except NoDigestError:
@@ -409,8 +432,11 @@ class ScriptFunction:
         self._script = script
         self._name = name
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Submit a call.
+
+        Returns:
+            A :class:`shmexec.Future`; of a generator function a :class:`shmexec.Stream`.
 
         Raises:
             WrongArguments: If the function does not take these.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import signal
 import sys
 import textwrap
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 import shmexec
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -530,8 +533,6 @@ def test_calls_keep_the_version_they_were_submitted_with(make_executor, write, g
     gate.arrived()
     second = model.count()
     write("def count(): return 'new'")
-    import threading
-
     changed = []
     thread = threading.Thread(target=lambda: changed.append(model.reload()))
     thread.start()
@@ -793,5 +794,101 @@ def test_kept_results_in_this_process(write):
             model.f(np.ones(5)).result()[:] = 0
             assert model.f(np.ones(5)).cached
             assert model.f(np.ones(5)).result().sum() == 5
+    finally:
+        sys.path[:] = before
+
+
+# -- generators and coroutines ---------------------------------------------------------
+
+FLOWING = """
+    import asyncio
+    import numpy as np
+    from pathlib import Path
+
+    base = 10
+    loops = set()
+
+    def count(n, path=None):
+        try:
+            for i in range(n):
+                yield base + i
+        finally:
+            if path:
+                Path(path).touch()
+
+    async def count_later(n):
+        for i in range(n):
+            await asyncio.sleep(0)
+            yield base + i
+
+    async def double(x):
+        await asyncio.sleep(0)
+        loops.add(asyncio.get_running_loop())
+        return 2 * x, len(loops)
+
+    class Model:
+        def __init__(self):
+            self.bias = 5
+        def tokens(self, n):
+            yield from range(self.bias, self.bias + n)
+        async def double(self, x):
+            return 2 * x + self.bias
+
+    def breaks():
+        yield 1
+        raise KeyError("broken")
+    """
+
+
+def test_generators_stream(executor, write):
+    model = executor.script(write(FLOWING), cache="1MB")
+    for _ in range(2):  # streams are not kept
+        assert [*model.count(3)] == [10, 11, 12]
+    assert [*model.count_later(3)] == [10, 11, 12]
+    assert [*model["Model.tokens"](2)] == [5, 6]
+    with pytest.raises(shmexec.WrongArguments):
+        model.count()
+    stream = model.breaks()
+    assert next(stream) == 1
+    with pytest.raises(KeyError, match="broken"):
+        next(stream)
+
+
+def test_leaving_a_stream_closes_the_generator(make_executor, write, tmp_path):
+    model = make_executor(1).script(write(FLOWING)).options(buffersize=2)
+    mark = tmp_path / "closed"
+    for item in model.count(10**9, str(mark)):
+        if item == 15:
+            break
+    assert model.double(1).result()[0] == 2  # the worker is free
+    assert wait_until(mark.exists)
+    with pytest.raises(ValueError, match="buffersize"):
+        model.options(buffersize=0)
+
+
+def test_streams_from_asyncio(executor, write):
+    model = executor.script(write(FLOWING))
+
+    async def main():
+        items = [item async for item in model.count_later(3)]
+        value, _ = await asyncio.wrap_future(model.double(4))
+        return items, value
+
+    assert asyncio.run(main()) == ([10, 11, 12], 8)
+
+
+def test_coroutines_share_one_loop_and_are_kept(make_executor, write):
+    model = make_executor(1).script(write(FLOWING), cache="1MB")
+    assert [model.double(i).result() for i in range(3)] == [(0, 1), (2, 1), (4, 1)]
+    assert model.double(1).cached
+    assert model["Model.double"](1).result() == 7
+
+
+def test_generators_in_this_process(write):
+    before = [*sys.path]
+    try:
+        with shmexec.load(write(FLOWING), in_process=True) as model:
+            assert [*model.count(3)] == [10, 11, 12]
+            assert model.double(1).result()[0] == 2
     finally:
         sys.path[:] = before
