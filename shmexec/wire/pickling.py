@@ -29,7 +29,7 @@ from shmexec.memory.files import FileArray, in_file
 from shmexec.memory.leases import BlockKey
 from shmexec.memory.views import Loan, Returns, Sharing, loan_of, span
 from shmexec.options import INLINE_LIMIT
-from shmexec.wire import foreign
+from shmexec.wire import foreign, scripted
 from shmexec.wire.messages import REFS_AT_MOST, Mode
 
 SOURCES_AT_MOST = REFS_AT_MOST - 2
@@ -309,6 +309,9 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
         return reduce(obj, self.buffers)
 
     def _reduce_class(self, cls: type) -> Any:
+        reduced = scripted.reduce(cls)
+        if reduced is not None:
+            return reduced
         reduced = super().reducer_override(cls)
         if cls in _tracking._DYNAMIC_CLASS_TRACKER_BY_CLASS:  # noqa: SLF001
             _KEPT_CLASSES[cls] = None
@@ -390,6 +393,9 @@ class ReplyPickler(CallPickler):
         cls._made_here.add(made)
 
     def _reduce_class(self, cls: type) -> Any:
+        reduced = scripted.reduce(cls)
+        if reduced is not None:
+            return reduced
         tracked = _tracking._DYNAMIC_CLASS_TRACKER_BY_CLASS  # noqa: SLF001
         tracker_id = tracked.get(cls)
         made_here = cls in self._made_here

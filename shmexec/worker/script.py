@@ -6,8 +6,9 @@ kept: when another one has been loaded, the one before goes, with its state.
 
 A script is a module of a package that is made for its folder, so that relative imports of
 its neighbours work, and scripts of one name in several folders are several modules. The
-package's ``__init__.py`` does not run. What a script or a neighbour defines is pickled by
-value: the parent cannot import it.
+package's ``__init__.py`` does not run. What a script defines is pickled by value, since the
+parent cannot import it (see :mod:`shmexec.wire.scripted` for its classes), and so is what
+a neighbour does, unless the parent had the folder on its own path.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ import os
 import sys
 import threading
 import types
+import weakref
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from typing import Any, NamedTuple
+from typing import Any
 
 import cloudpickle
 
+from shmexec.wire import scripted
 from shmexec.wire.functions import FunctionRef, Kept, ref_of
 
 DESCRIBE = ""
 """The name under which an :class:`Entry` tells what is in its script."""
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """One version of a script.
 
     Attributes:
@@ -90,7 +94,13 @@ class Entry(Kept):
         return inspect.signature(script.find(self.name))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.source, self.name)
+        return _arrived, (self.source, self.name)
+
+
+def _arrived(source: Source, name: str) -> Entry:
+    # An argument may be of a class of this script, which is not loaded here yet.
+    _sources[source.digest.hex()] = source
+    return Entry(source, name)
 
 
 @dataclass
@@ -145,7 +155,14 @@ def needs_instance(cls: type, method: str) -> bool:
     return True
 
 
+_sources: weakref.WeakValueDictionary[str, Source] = weakref.WeakValueDictionary()
 _loaded: dict[str, Loaded] = {}
+_shown: dict[str, bytes] = {}
+"""Which version of a script tracebacks show."""
+
+_put: set[str] = set()
+"""Folders that were not on the path before."""
+
 _lock = threading.RLock()
 """Guards it while a script is loaded or an instance made; a script that
 calls itself, without processes, comes here again."""
@@ -160,6 +177,8 @@ def load(source: Source) -> Loaded:
     """
     script = _loaded.get(source.path)
     if script is not None and script.digest == source.digest:
+        if _shown[source.path] != source.digest:
+            _show(source)  # another version was tried since, and failed
         return script
     with _lock:
         script = _loaded.get(source.path)
@@ -169,50 +188,54 @@ def load(source: Source) -> Loaded:
 
 
 def _load(source: Source) -> Loaded:
-    folder, file = os.path.split(source.path)
-    package = _package(folder)
-    module = types.ModuleType(f"{package.__name__}.{file[:-3]}")
-    module.__file__ = source.path
-    module.__package__ = package.__name__
-    loader = SourceFileLoader(module.__name__, source.path)
-    module.__loader__ = loader
-    module.__spec__ = ModuleSpec(module.__name__, loader, origin=source.path)
-    module.__spec__.has_location = True
+    folder = os.path.dirname(source.path)
+    package = _package(folder).__name__
+    module = _new_module(source, package)
+    name = module.__name__
     hidden = _hide_neighbours(source.path, folder)
     before = dict(sys.modules)
-    sys.modules[module.__name__] = module
-    _put_first(folder)
+    sys.modules[name] = module
+    by_value = _put_first(folder)
     try:
         _execute(source, module)
     except BaseException:
         # As it was: the version before may go on.
-        for name in _new_neighbours(before, folder):
-            _forget(name)
-        for name, other in hidden.items():
-            _restore(name, other)
-        if module.__name__ in before:
-            sys.modules[module.__name__] = before[module.__name__]
+        for other in _new_neighbours(before, folder):
+            _forget(other)
+        for other, its in hidden.items():
+            _restore(other, its)
+        if name in before:
+            sys.modules[name] = before[name]
         raise
-    neighbours = _new_neighbours(before, folder)
-    neighbours.pop(module.__name__, None)
-    for script in _loaded.values():
-        if script.folder == folder:
-            neighbours |= {  # which this one may have imported as well
-                name: other
-                for name, other in script.neighbours.items()
-                if sys.modules.get(name) is other
-            }
-    for name, other in hidden.items():
-        if not lies_in(other, folder) and name not in sys.modules:
-            _restore(name, other)
-    _by_value(neighbours)
+    neighbours = _neighbours(before, folder)
+    neighbours.pop(name, None)
+    for other, its in hidden.items():
+        if not lies_in(its, folder) and other not in sys.modules:
+            _restore(other, its)
+    version = source.digest.hex()
+    scripted.mark(module, version)
+    for other, its in neighbours.items():
+        if by_value or other.startswith(package):
+            scripted.mark(its, version)
+            cloudpickle.register_pickle_by_value(its)
     return Loaded(source.digest, module, folder, neighbours)
 
 
+def _new_module(source: Source, package: str) -> types.ModuleType:
+    file = os.path.basename(source.path)
+    module = types.ModuleType(f"{package}.{file[:-3]}")
+    module.__file__ = source.path
+    module.__package__ = package
+    loader = SourceFileLoader(module.__name__, source.path)
+    module.__loader__ = loader
+    module.__spec__ = ModuleSpec(module.__name__, loader, origin=source.path)
+    module.__spec__.has_location = True
+    return module
+
+
 def _execute(source: Source, module: types.ModuleType) -> None:
-    text = source.text()
-    _remember_lines(source.path, text)
-    code = compile(text, source.path, "exec", dont_inherit=True)
+    _show(source)
+    code = compile(source.text(), source.path, "exec", dont_inherit=True)
     try:
         exec(code, module.__dict__)  # noqa: S102  (that is what loading means)
     except SystemExit as error:
@@ -220,17 +243,19 @@ def _execute(source: Source, module: types.ModuleType) -> None:
         raise ImportError(msg, path=source.path) from error
 
 
-def _remember_lines(path: str, text: bytes) -> None:
+def _show(source: Source) -> None:
     """Have tracebacks show this version, not what the file holds by then."""
     import linecache
     from importlib.util import decode_source
 
+    _shown[source.path] = source.digest
+    text = source.text()
     try:
         lines = decode_source(text).splitlines(keepends=True)
     except (SyntaxError, UnicodeDecodeError):
         return  # compiling it will say more
     # Without a time, linecache does not look at the file again.
-    linecache.cache[path] = (len(text), None, lines, path)
+    linecache.cache[source.path] = (len(text), None, lines, source.path)
 
 
 def _package(folder: str) -> types.ModuleType:
@@ -251,8 +276,12 @@ def _package(folder: str) -> types.ModuleType:
     return found
 
 
-def _put_first(folder: str) -> None:
+def _put_first(folder: str) -> bool:
+    """Have imports look in a folder first; whether the parent's would not find it."""
+    if not any(os.path.realpath(part) == folder for part in sys.path):
+        _put.add(folder)
     sys.path[:] = [folder, *(part for part in sys.path if part != folder)]
+    return folder in _put
 
 
 def _hide_neighbours(path: str, folder: str) -> dict[str, types.ModuleType]:
@@ -288,6 +317,19 @@ def _restore(name: str, module: types.ModuleType) -> None:
         vars(sys.modules[parent])[last] = module
 
 
+def _neighbours(
+    before: dict[str, types.ModuleType], folder: str
+) -> dict[str, types.ModuleType]:
+    """Modules of the folder that a script imported, or may have, as others did before."""
+    found = _new_neighbours(before, folder)
+    for script in _loaded.values():
+        if script.folder == folder:
+            for name, module in script.neighbours.items():
+                if sys.modules.get(name) is module:
+                    found[name] = module
+    return found
+
+
 def _new_neighbours(
     before: dict[str, types.ModuleType], folder: str
 ) -> dict[str, types.ModuleType]:
@@ -309,7 +351,11 @@ def lies_in(module: types.ModuleType, folder: str) -> bool:
     return inside and "site-packages" not in file[len(folder) :]
 
 
-def _by_value(neighbours: dict[str, types.ModuleType]) -> None:
-    for name, module in neighbours.items():
-        if "." not in name:
-            cloudpickle.register_pickle_by_value(module)
+def _find(version: str) -> None:
+    """Load a script that a call of this process is of."""
+    source = _sources.get(version)
+    if source is not None:
+        load(source)
+
+
+scripted.find_script.append(_find)

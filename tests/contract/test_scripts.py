@@ -213,6 +213,87 @@ def test_tracebacks_show_the_lines_that_ran(executor, write):
     assert "raise KeyError('x')  # the line" in text
 
 
+CLASSES = """
+    import enum, os
+    from beside_classes import Part
+
+    n = 0
+
+    class Box:
+        made = 0
+        def __init__(self, value):
+            Box.made += 1
+            self.value = value
+        def seen(self):
+            return n
+        class Lid:
+            pass
+
+    class Kind(enum.Enum):
+        ROUND = 1
+
+    def step():
+        global n
+        n += 1
+        Box.made += 1
+        return n
+
+    def make(gate=None):
+        if gate:
+            gate.wait()
+        return Box(5), Box.Lid(), Kind.ROUND, Part()
+
+    def look(box, lid, kind, part, gate=None):
+        if gate:
+            gate.wait()
+        same = type(box) is Box, type(lid) is Box.Lid, kind is Kind.ROUND
+        return (*same, type(part) is Part, box.seen() == n, Box.made)
+    """
+
+
+def test_its_classes_keep_their_identity_there_and_back(make_executor, write):
+    write("class Part: pass", "beside_classes.py")
+    model = make_executor(1).script(write(CLASSES))
+    parts = model.make().result()
+    assert [type(part) for part in model.make().result()] == [*map(type, parts)]
+    assert parts[0].value == 5
+    assert [model.step().result() for _ in range(3)] == [1, 2, 3]
+    # What came back has not replaced the methods there, nor what the class counts.
+    assert model.look(*parts).result() == (True, True, True, True, True, 5)
+    assert model.step().result() == 4
+
+
+def test_its_classes_are_the_same_in_all_workers(make_executor, write, gate):
+    write("class Part: pass", "beside_classes.py")
+    model = make_executor(2).script(write(CLASSES))
+    futures = [model.make(gate) for _ in range(2)]
+    gate.arrived(2)
+    gate.open(2)
+    one, other = (future.result() for future in futures)
+    assert [*map(type, one)] == [*map(type, other)]
+    futures = [model.look(*one, gate) for _ in range(2)]
+    gate.arrived(2)
+    gate.open(2)
+    assert [future.result()[:5] for future in futures] == [(True,) * 5] * 2
+
+
+def test_an_argument_of_its_class_comes_to_a_new_worker(make_executor, write):
+    write("class Part: pass", "beside_classes.py")
+    path = write(CLASSES)
+    parts = make_executor(1).script(path).make().result()
+    executor = make_executor(1)
+    assert executor.submit(lambda box: box.value, parts[0]).result() == 5  # not loaded
+    executor.shutdown()
+    model = make_executor(1).script(path)
+    os.kill(executor_pid(model), signal.SIGKILL)
+    assert model.options(retries=1).look(*parts).result()[:5] == (True,) * 5
+    assert not [name for name in sys.modules if name.startswith("shmexec_scripts_")]
+
+
+def executor_pid(model) -> int:
+    return model._file.pool.pids()[0]
+
+
 # -- scripts that cannot be loaded -----------------------------------------------------
 
 
@@ -516,7 +597,9 @@ def test_a_broken_version_leaves_the_one_before_in_use(make_executor, write):
     for _ in range(2):
         with pytest.raises(SyntaxError):
             model.reload()
-    assert model.count().result() == 2
+    with pytest.raises(TypeError, match="call 2") as caught:
+        model.count(fails=True).result()
+    assert 'raise TypeError(f"call {n}")' in str(caught.value.__cause__)
     path.unlink()
     with pytest.raises(FileNotFoundError):
         model.reload()
