@@ -215,9 +215,12 @@ class ScriptFile:
         """Have one worker load it."""
         source = Source(self.path, digest, zlib.compress(contents))
         describe = Entry(source, DESCRIBE)
-        return _Version(
-            source, self.pool.submit(describe, (), {}, self._options).result()
-        )
+        future = self.pool.submit(describe, (), {}, self._options)
+        try:
+            return _Version(source, future.result())
+        except BaseException:
+            future.cancel(running=True)  # a Ctrl-C while it waited
+            raise
 
     def _read(self) -> tuple[tuple[int, ...] | None, bytes]:
         """What the file looks like, and what is in it."""

@@ -7,6 +7,7 @@ Not thread-safe: who shares an arena between threads holds a lock around everyth
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -123,6 +124,11 @@ class Arena:
 
     def leave(self, before: object) -> None:
         """End what `enter` began."""
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Have NumPy make arrays in ordinary memory, in this context."""
+        yield
 
     def pin(self, _address: int, _nbytes: int) -> tuple[int, int] | None:
         """Pin the block of the array that has these bytes; (start, offset) or None.

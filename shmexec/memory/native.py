@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -46,6 +48,9 @@ class NativeArena(Arena):
             segment,
         )
         self.native = blocks
+        # What is set before any array is born here: NumPy's own.
+        self._ordinary = blocks.enter()
+        self._set_handler(self._ordinary)
         super().__init__(arena_id, segment, blocks)
 
     @property
@@ -73,6 +78,16 @@ class NativeArena(Arena):
     def leave(self, before: object) -> None:
         """See `Arena.leave`."""
         self._set_handler(before)
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """See `Arena.away`."""
+        before = self.native.enter()  # to learn which one is set
+        self._set_handler(self._ordinary)
+        try:
+            yield
+        finally:
+            self._set_handler(before)
 
     def pin(self, address: int, nbytes: int) -> tuple[int, int] | None:
         """See `Arena.pin`."""

@@ -658,10 +658,19 @@ def _in_band(error: BaseException) -> bytes:
 
 
 def _skip(trace: TracebackType | None, frames: int) -> TracebackType | None:
+    """Without the first frames, and those of the worker that follow."""
     for _ in range(frames):
         if trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-    return trace
+    outer = trace
+    while trace is not None and _is_ours(trace):
+        trace = trace.tb_next
+    return trace or outer  # an error of the worker's own keeps them all
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    name = trace.tb_frame.f_globals.get("__name__")
+    return isinstance(name, str) and name.startswith("shmexec.worker.")
 
 
 def _leave() -> NoReturn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from select import select
 from typing import NamedTuple
 
@@ -40,6 +41,15 @@ class _Pin(NamedTuple):
     note: int
 
 
+_own: Arena | None = None
+"""Of this process, if it is a worker."""
+
+
+def lasting_arrays() -> AbstractContextManager[None]:
+    """Where a call makes what outlives it: in private memory, not in what is shared."""
+    return nullcontext() if _own is None else _own.away()
+
+
 class WorkerMemory:
     """See the module."""
 
@@ -49,6 +59,8 @@ class WorkerMemory:
         self.arena: Arena = make(
             config.own_arena, Segment(kind, config.own_segment.number, config.own_size)
         )
+        global _own
+        _own = self.arena
         # What arguments may lie in.
         self._arenas = {
             config.parent_arena: Borrowed(

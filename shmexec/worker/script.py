@@ -28,6 +28,7 @@ import cloudpickle
 
 from shmexec.wire import scripted
 from shmexec.wire.functions import FunctionRef, Kept, ref_of
+from shmexec.worker.memory import lasting_arrays
 
 DESCRIBE = ""
 """The name under which an :class:`Entry` tells what is in its script."""
@@ -143,7 +144,8 @@ class Loaded:
             pass
         with _lock:  # without processes, several threads may come here
             if cls not in self.instances:
-                self.instances[cls] = cls()
+                with lasting_arrays():
+                    self.instances[cls] = cls()
             return self.instances[cls]
 
 
@@ -183,7 +185,8 @@ def load(source: Source) -> Loaded:
     with _lock:
         script = _loaded.get(source.path)
         if script is None or script.digest != source.digest:
-            script = _loaded[source.path] = _load(source)
+            with lasting_arrays():
+                script = _loaded[source.path] = _load(source)
         return script
 
 

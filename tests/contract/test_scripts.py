@@ -210,6 +210,7 @@ def test_tracebacks_show_the_lines_that_ran(executor, write):
         model.f().result()
     text = str(caught.value.__cause__)
     assert f'File "{path}", line 3, in f' in text
+    assert text.count("  File ") == 1
     assert "raise KeyError('x')  # the line" in text
 
 
@@ -363,6 +364,31 @@ def test_what_is_no_script_is_refused_before_anything_starts(
     assert executor.stats().submitted == 0
     with pytest.raises(TypeError):
         executor.script(5)
+
+
+def test_what_it_keeps_is_no_shared_memory(make_executor, write):
+    path = write(
+        """
+        import numpy as np
+        from numpy._core.multiarray import get_handler_name
+
+        weights = np.ones(100_000)
+
+        class Model:
+            def __init__(self):
+                self.weights = np.ones(100_000)
+            def where(self):
+                made = np.ones(100_000)
+                return [get_handler_name(a) for a in (weights, self.weights, made)]
+        """
+    )
+    model = make_executor(1).script(path)
+    for _ in range(2):
+        kept, held, made = model["Model.where"]().result()
+        assert kept == held == "default_allocator"
+        assert made in {"default_allocator", "shmexec"}
+    if shmexec.stats().native:
+        assert made == "shmexec"
 
 
 # -- functions -------------------------------------------------------------------------
