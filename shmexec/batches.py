@@ -601,4 +601,6 @@ class _Batches:
         for future in running:
             if not future.done() and isinstance(future, Future):
                 future.cancel(running=True)
+        # Each ends when its worker has replied, or is gone: it is killed in 0.1 s.
+        wait(running)
         self._pending.clear()

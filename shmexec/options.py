@@ -279,7 +279,7 @@ class Options:
             segment=segment_kind(),
             name=_name(name),
             initializer=cast("Callable[..., object] | None", initializer),
-            initargs=tuple(cast("tuple[Any, ...]", initargs)),
+            initargs=_arguments(initargs),
             max_tasks_per_child=tasks,
             call=CallOptions(cast("Any", timeout), cast("Any", retries)),
             max_restarts=non_negative_int("max_restarts", max_restarts),
@@ -333,6 +333,14 @@ def _worker_output(value: object) -> WorkerOutput:
         msg = f"worker_output must be 'forward', 'inherit' or 'discard', not {value!r}"
         raise ValueError(msg)
     return cast("WorkerOutput", value)
+
+
+def _arguments(value: object) -> tuple[Any, ...]:
+    try:
+        return tuple(cast("tuple[Any, ...]", value))
+    except TypeError:
+        msg = f"initargs must be a tuple of arguments, not {value!r}"
+        raise TypeError(msg) from None
 
 
 def _environment(worker_env: object) -> dict[str, str]:

@@ -17,14 +17,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from select import select
 from typing import NamedTuple
 
 import numpy as np
 
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory.allocator import ALIGNMENT, CHUNK
-from shmexec.memory.arena import RETAIN, Arena, Content
+from shmexec.memory.arena import RETAIN, Arena, Content, closed_pipes
 from shmexec.memory.budget import Budget
 from shmexec.memory.leases import BlockKey, Ledger
 from shmexec.memory.native import NativeArena
@@ -552,10 +551,8 @@ class Host:
         self.room = threading.Condition(self.lock)
 
     def _unpin(self) -> None:
-        # The children hold the writing end: it reads as ended when the last is gone,
-        # or has called exec.
-        ready = select([pin.pipe for pin in self._pins], [], [], 0)[0]
-        for pin in [pin for pin in self._pins if pin.pipe in ready]:
+        closed = closed_pipes([pin.pipe for pin in self._pins])
+        for pin in [pin for pin in self._pins if pin.pipe in closed]:
             self._pins.remove(pin)
             os.close(pin.pipe)
             for key in self.ledger.drop_holder(pin.holder):

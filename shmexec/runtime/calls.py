@@ -164,7 +164,12 @@ def pickle_call(
         parts |= {f"kwargs[{key!r}]": value for key, value in kwargs.items()}
         if around is not None:
             parts |= around.parts()
-        raise explain(error, {**parts, "fn": fn}, f"the call of {name}") from error
+        failure = explain(error, {**parts, "fn": fn}, f"the call of {name}")
+        failure.add_note(
+            "Pass what it is made from, and make it in the worker: in the call itself, "
+            "or once for all calls with initializer=."
+        )
+        raise failure from error
 
 
 def _name(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:

@@ -120,7 +120,12 @@ class Pool:
         self.initializer: PackedCall | None = None
         self._inherited: Inherited | None = None
         if options.initializer is not None:
-            self._pack_initializer(options.initializer)
+            try:
+                self._pack_initializer(options.initializer)
+            except BaseException:
+                with self.host.lock:
+                    self.host.budget.close(self)
+                raise
         self.leading = Leading(self)
         self.outputs = Outputs(self.leading)
         self._machine = Machine(
@@ -226,6 +231,8 @@ class Pool:
             with self._lock, self._whole:
                 if self._closed or self._machine.broken or self.torn is not None:
                     self.check_open()
+                if not self.leading.started:
+                    self.leading.start()
                 call.number = number = next(self._numbers)
                 call.future.attach(self, number)
                 self._calls[number] = call
@@ -245,9 +252,8 @@ class Pool:
                         calls.kind_of(call, timeout, worker),
                     )
                 )
-                if not self.leading.started:
-                    self.leading.start()
         except BaseException:
+            self._calls.pop(call.number, None)
             self.room.give_back(call.blocks)
             raise
         if (
@@ -352,7 +358,12 @@ class Pool:
                 if worker.state is not r.WorkerState.DRAINING
             ]
         options = self.options.call
-        return [self.submit(fn, args, kwargs, options, n) for n in numbers]
+        futures = []
+        for number in numbers:
+            # One that has died since is none of the pool's workers any more.
+            with contextlib.suppress(r.IllegalEvent):
+                futures.append(self.submit(fn, args, kwargs, options, number))
+        return futures
 
     def start_all(self) -> None:
         """Start as many workers as the pool may have, before there are calls."""

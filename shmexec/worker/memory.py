@@ -10,7 +10,6 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from select import select
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory import native
 from shmexec.memory.allocator import ALIGNMENT
-from shmexec.memory.arena import Arena
+from shmexec.memory.arena import Arena, closed_pipes
 from shmexec.memory.segment import Borrowed, Segment
 from shmexec.memory.views import Returns, lend
 from shmexec.wire.messages import Mode, Ref, encode_counts
@@ -298,8 +297,8 @@ class WorkerMemory:
         self.returns = Returns()
 
     def _unpin(self) -> None:
-        ready = select([pin.pipe for pin in self._pins], [], [], 0)[0]
-        for pin in [pin for pin in self._pins if pin.pipe in ready]:
+        closed = closed_pipes([pin.pipe for pin in self._pins])
+        for pin in [pin for pin in self._pins if pin.pipe in closed]:
             self._pins.remove(pin)
             os.close(pin.pipe)
         self.arena.keep_forks(max((pin.note for pin in self._pins), default=0))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import shmexec
+from shmexec.options import CallOptions
 from tests.contract import calls
 
 # -- settings --------------------------------------------------------------------------
@@ -125,6 +126,7 @@ def test_a_failing_call_names_the_argument_that_cannot_be_pickled(executor):
     with pytest.raises(shmexec.SerializationError) as caught:
         executor.submit(calls.collect, 1, sent).result()
     assert caught.value.path == "args[1][1]['model'].more"
+    assert any("in the worker" in note for note in caught.value.__notes__)
     assert isinstance(caught.value, pickle.PicklingError)
 
 
@@ -187,6 +189,26 @@ def test_a_result_that_cannot_be_unpickled_here(executor):
     error = executor.submit(calls.make_awkward, "loads", "error").exception()
     assert isinstance(error, shmexec.SerializationError)
     assert isinstance(error.__cause__, ZeroDivisionError)
+
+
+def test_executors_that_could_not_be_made_leave_nothing(executor):
+    # "spawn" starts from nothing: what cannot be pickled cannot be inherited either.
+    host = executor._pool.host
+    before = len(host.budget._limits)
+    for _ in range(3):
+        with pytest.raises(shmexec.SerializationError):
+            shmexec.Executor(1, "spawn", calls.same, (threading.Lock(),))
+    assert len(host.budget._limits) == before
+
+
+def test_a_call_for_a_worker_that_is_gone_leaves_nothing(make_executor):
+    executor = make_executor(1)
+    executor.submit(calls.same, 1).result()
+    pool = executor._pool
+    with pytest.raises(Exception, match="which is gone"):
+        pool.submit(calls.same, (np.ones(10_000),), {}, CallOptions(), 999)
+    assert not pool.in_flight()
+    assert executor.stats().submitted == 1
 
 
 def test_the_executor_as_argument(executor):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -81,6 +83,30 @@ def with_subprocess(path: str) -> int:
     return os.getpid()
 
 
+@contextlib.contextmanager
+def many_files() -> Iterator[None]:
+    """Have so many files open that new descriptors are above 1024."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        yield
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def fork_among_many_files(array: np.ndarray) -> int:
+    """Have a forked child that could look at the argument; then return its sum."""
+    with many_files():
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+    return int(array.sum())
+
+
 def come_back_as_two(value: Any) -> Any:
     """Fork, and return from the call in both."""
     os.fork()
@@ -91,7 +117,7 @@ def sleep_for_ever(gate: Barrier) -> NoReturn:
     """In the simplest way."""
     arrive(gate)
     while True:
-        time.sleep(1000)
+        signal.pause()
 
 
 def ignore_everything(gate: Barrier) -> NoReturn:
@@ -100,7 +126,7 @@ def ignore_everything(gate: Barrier) -> NoReturn:
     arrive(gate)
     while True:
         try:
-            time.sleep(1000)
+            signal.pause()
         except BaseException:  # noqa: BLE001  (that is the point)
             continue
 
@@ -110,7 +136,7 @@ def block_signals(gate: Barrier) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     arrive(gate)
     while True:
-        time.sleep(1000)
+        signal.pause()
 
 
 def sleep_in_c(gate: Barrier) -> None:
@@ -133,7 +159,7 @@ def answer_late(gate: Barrier) -> str:
     arrive(gate)
     try:
         while True:
-            time.sleep(1000)
+            signal.pause()
     except KeyboardInterrupt:
         return "late"
 
@@ -263,5 +289,5 @@ def die_at_13(x: np.ndarray, path: np.ndarray) -> np.ndarray:
 def hang_at_13(x: np.ndarray) -> np.ndarray:
     """Hang where a row starts with 13."""
     while 13 in x[:, 0]:
-        time.sleep(1000)
+        signal.pause()
     return x

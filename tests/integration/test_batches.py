@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import tqdm
 import shmexec
 from tests.contract import calls
 from tests.integration import faults
-from tests.waiting import wait_until
+from tests.waiting import LONG, wait_until
 
 X = np.arange(120.0).reshape(40, 3)
 LARGE = np.arange(300_000.0).reshape(-1, 3)
@@ -43,12 +44,31 @@ def make_executor(request, monkeypatch):
         )
 
 
-@pytest.fixture(params=["memfd", "posix", "in_process"])
-def either(request, monkeypatch):
-    """Executors with workers, and one without."""
-    if request.param != "in_process":
-        monkeypatch.setenv("SHMEXEC_SEGMENT", request.param)
-    with shmexec.Executor(2, in_process=request.param == "in_process") as executor:
+EITHER = ["memfd", "posix", "in_process"]
+
+
+@contextmanager
+def _executor(kind):
+    with pytest.MonkeyPatch.context() as patch:
+        if kind != "in_process":
+            patch.setenv("SHMEXEC_SEGMENT", kind)
+        executor = shmexec.Executor(2, in_process=kind == "in_process")
+    with executor:
+        yield executor
+
+
+@pytest.fixture(scope="module", params=EITHER)
+def either(request):
+    """Executors with workers, and one without; shared, and left as they were."""
+    with _executor(request.param) as executor:
+        executor.broadcast(calls.pid)
+        yield executor
+
+
+@pytest.fixture(params=EITHER)
+def fresh_either(request):
+    """The same for one test; for those that have workers replaced."""
+    with _executor(request.param) as executor:
         yield executor
 
 
@@ -312,9 +332,9 @@ def test_out_is_a_callable(either, tmp_path):
     ],
     ids=["rows", "scalar", "shape", "dtype", "read-only", "list"],
 )
-def test_a_bad_out(either, out, error):
+def test_a_bad_out(fresh_either, out, error):
     with pytest.raises(error, match="out"):
-        either.map_batches(faults.half, X, out=out)
+        fresh_either.map_batches(faults.half, X, out=out)
 
 
 def _in_place(x, out=None):
@@ -413,11 +433,11 @@ def test_out_shared_in_memory_of_another_kind(monkeypatch, make_executor):
     np.testing.assert_array_equal(out, -LARGE)
 
 
-def test_what_is_not_the_place_is_looked_at(either):
+def test_what_is_not_the_place_is_looked_at(fresh_either):
     with pytest.raises(ValueError, match="return out"):
-        either.map_batches(_returns_none, X, out=np.empty_like(X))
+        fresh_either.map_batches(_returns_none, X, out=np.empty_like(X))
     with pytest.raises(ValueError, match=r"shape \(5,"):
-        either.map_batches(_ignores_it, X, batch_size=5, out=np.empty((40, 2)))
+        fresh_either.map_batches(_ignores_it, X, batch_size=5, out=np.empty((40, 2)))
 
 
 def test_out_may_be_another_argument(either):
@@ -485,16 +505,16 @@ def test_an_out_that_a_ufunc_cannot_write_to(make_executor, out):
     ids=["rows", "scalar", "shape", "dtype", "raises"],
 )
 @pytest.mark.parametrize("repeat", [1, 20_000])
-def test_errors_name_the_batch(either, fn, error, text, note, repeat):
+def test_errors_name_the_batch(fresh_either, fn, error, text, note, repeat):
     rows = np.repeat(np.arange(40.0), repeat)[:, None] * [1, 1]
     size = 5 * repeat
     with pytest.raises(error, match=text if repeat == 1 else None) as caught:
-        either.map_batches(fn, rows, batch_size=size)
+        fresh_either.map_batches(fn, rows, batch_size=size)
     [note_] = [n for n in caught.value.__notes__ if n.startswith("batch")]
     if repeat == 1:
         assert note.split(",")[0] == note_.split(",")[0]
     # It goes on working, and nothing is left under way.
-    np.testing.assert_array_equal(either.map_batches(faults.half, X), X / 2)
+    np.testing.assert_array_equal(fresh_either.map_batches(faults.half, X), X / 2)
 
 
 def test_several_inputs(either):
@@ -551,13 +571,13 @@ def test_progress_without_tqdm(either, monkeypatch):
         either.map_batches(faults.half, X, progress=True)
 
 
-def test_an_exception_of_progress_ends_it(either):
+def test_an_exception_of_progress_ends_it(fresh_either):
     def report(_rows):
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        either.map_batches(faults.half, LARGE, batch_size=9_999, progress=report)
-    np.testing.assert_array_equal(either.map_batches(faults.half, X), X / 2)
+        fresh_either.map_batches(faults.half, LARGE, batch_size=9_999, progress=report)
+    np.testing.assert_array_equal(fresh_either.map_batches(faults.half, X), X / 2)
 
 
 def test_a_killed_batch_is_retried(make_executor, tmp_path):
@@ -596,6 +616,24 @@ def test_a_batch_that_hangs_times_out(make_executor, repeat):
             faults.hang_at_13, rows, batch_size=5 * repeat
         )
     assert f"batch 2, rows {10 * repeat}:{15 * repeat}" in caught.value.__notes__
+
+
+def test_when_a_batch_has_failed_no_other_one_runs_any_more(make_executor, make_gate):
+    failing, hanging = make_gate(), make_gate()
+
+    def fn(x):
+        if x[0, 0] == 0:
+            failing.wait()
+            raise ZeroDivisionError
+        faults.ignore_everything(hanging)
+
+    executor = make_executor(2)
+    with ThreadPoolExecutor(1) as thread:
+        failed = thread.submit(executor.map_batches, fn, X, batch_size=20)
+        [pid] = hanging.arrived()
+        failing.open()
+        assert isinstance(failed.exception(LONG), ZeroDivisionError)
+    assert faults.is_gone(pid), "it could still write into the output"
 
 
 def test_a_result_outlives_the_executor():

@@ -14,21 +14,13 @@ import pytest
 import shmexec
 from tests.contract import calls
 from tests.integration import faults
+from tests.integration.faults import is_gone
 from tests.waiting import wait_until
 
 
 def idle_pid(executor):
     """The worker that the next call goes to."""
     return executor.submit(calls.pid).result()
-
-
-def is_gone(pid):
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        )
-    except OSError:
-        return True
 
 
 def stopped(pid):
@@ -425,3 +417,18 @@ def test_a_forked_child_that_returns_from_the_call_gives_no_second_reply(
     for n in range(3):
         assert fresh_executor.submit(faults.come_back_as_two, n).result() == n
     assert fresh_executor.stats().worker_deaths == 0
+
+
+def test_forks_among_thousands_of_open_files(make_executor, tmp_path):
+    executor = make_executor(1)
+    result = executor.submit(faults.filled, 1 << 20).result()
+    with faults.many_files():
+        child = os.fork()  # it may look at the result
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert executor.submit(calls.same, result).result().sum() == 1 << 20
+    array = np.ones(1 << 20, np.uint8)
+    assert executor.submit(faults.fork_among_many_files, array).result() == 1 << 20
+    assert executor.submit(calls.same, 1).result() == 1
+    assert executor.stats().worker_deaths == 0

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import CancelledError, wait
-from pathlib import Path
 
 import pytest
 
 import shmexec
 from tests.contract import calls
 from tests.integration import faults
+from tests.integration.faults import is_gone
 from tests.waiting import wait_until
 
 SHORT = 0.1
-
-
-def is_gone(pid):
-    try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        )
-    except OSError:
-        return True
 
 
 @pytest.mark.parametrize("hang", faults.HANGS, ids=lambda fn: fn.__name__)
