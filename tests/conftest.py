@@ -7,6 +7,7 @@ resource tracker, the hosts' arenas) is made before the first test.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
@@ -28,7 +30,27 @@ from tests.waiting import LONG, wait_until
 
 KINDS = ("memfd", "posix")
 
+# Property tests say how many examples are thorough, and take a share of them (see
+# `tests.examples`): all with --hypothesis-profile=thorough.
+hypothesis.settings.register_profile("quick", max_examples=40, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=100, deadline=None)
+hypothesis.settings.load_profile("quick")
+
 # -- nothing is left behind ------------------------------------------------------------
+
+
+def _below(pid: int) -> Iterator[psutil.Process]:
+    """Processes below one. psutil would read the records of all there are."""
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                children = file.read().split()
+            for child in map(int, children):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    yield psutil.Process(child)
+                yield from _below(child)
+    except (FileNotFoundError, ProcessLookupError):
+        return
 
 
 def _children() -> dict[int, str]:
@@ -38,7 +60,7 @@ def _children() -> dict[int, str]:
     if server is not None and server._forkserver_pid is not None:
         kept.add(server._forkserver_pid)
     found = {}
-    for child in psutil.Process().children(recursive=True):
+    for child in _below(os.getpid()):
         try:
             command = " ".join(child.cmdline())
             if child.pid in kept or "resource_tracker" in command:
@@ -193,24 +215,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="all pairs of start method and kind of memory; takes twice as long",
     )
+    parser.addoption(
+        "--one-kind",
+        action="store_true",
+        help="the default kind alone, but for tests of the start methods",
+    )
+
+
+def _kinds(config: pytest.Config) -> tuple[list[Any], list[Any]]:
+    """Kinds of executors: for most tests, and for those of the start methods."""
+    if config.getoption("every_kind"):
+        every = MAIN + OTHER + SLOW + OTHER_SLOW
+        return every, every
+    return MAIN[: 1 if config.getoption("one_kind") else None], MAIN + SLOW
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "every_start: make_executor also for the start methods that take long",
+        "every_start: executors also of the start methods that take long",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    every_kind = metafunc.config.getoption("every_kind")
-    quick = MAIN + (OTHER if every_kind else [])
-    every = quick + SLOW + (OTHER_SLOW if every_kind else [])
+    most, starts = _kinds(metafunc.config)
+    params = starts if metafunc.definition.get_closest_marker("every_start") else most
     if "_shared_kind" in metafunc.fixturenames:
-        metafunc.parametrize("_shared_kind", every, indirect=True, scope="module")
+        metafunc.parametrize("_shared_kind", params, indirect=True, scope="module")
     if "_fresh_kind" in metafunc.fixturenames:
-        slow_too = metafunc.definition.get_closest_marker("every_start")
-        params = every if slow_too else quick
         metafunc.parametrize("_fresh_kind", params, indirect=True, scope="function")
 
 

@@ -102,7 +102,7 @@ def kill_me(number: int = signal.SIGKILL, *_: Any) -> NoReturn:
     """End this worker by a signal."""
     os.kill(os.getpid(), number)
     while True:
-        time.sleep(1)
+        signal.pause()
 
 
 def leave_at_once(code: int = 3) -> NoReturn:

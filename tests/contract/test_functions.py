@@ -13,6 +13,8 @@ import pytest
 
 from tests.contract import calls
 
+pytestmark = pytest.mark.every_start
+
 METHODS = ["fork", "forkserver", "spawn"]
 
 

@@ -301,7 +301,7 @@ def test_arenas_of_dead_workers_are_forgotten(make_executor):
     keeper, other = make_executor(1), make_executor(1, max_tasks_per_child=1)
     keeper.submit(os.getpid).result()  # a forked worker keeps what it finds
     seen = []
-    for _ in range(12):
+    for _ in range(7):
         result = shmexec.share(other.submit(ones, N).result())
         assert keeper.submit(total, result).result() == N
         seen.append(keeper.submit(_descriptors_and_maps).result())

@@ -255,8 +255,9 @@ future.add_done_callback(lambda f: print(f.result(), flush=True))
 """
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["memfd", "posix"])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("fork", "posix"), ("forkserver", "memfd"), ("spawn", "memfd")]
+)
 def test_a_program_that_forgets_shutdown_ends_cleanly(
     run_script, method, kind, monkeypatch
 ):

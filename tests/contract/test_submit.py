@@ -13,6 +13,8 @@ import pytest
 from tests.contract import calls
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.every_start
+
 
 def test_is_an_executor_of_the_standard_library(executor):
     assert isinstance(executor, Executor)

@@ -412,6 +412,7 @@ print(type(result) is Model, Model.count, result.x)
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.every_start
 def test_results_do_not_write_class_attributes_back(run_script, method):
     ended = run_script(MAIN_CLASS, method)
     assert (ended.stdout, ended.stderr) == ("True 1 1\n", "")

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,12 @@ import pytest
 
 import shmexec
 from shmexec.cli import main
+from tests.waiting import wait_until
 
 MODEL = """
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +73,8 @@ def dies(batch):
 
 def sleeps(batch):
     Path(__file__).with_name("asleep").touch()
-    time.sleep(60)
+    while True:
+        signal.pause()
 """
 
 
@@ -422,9 +422,9 @@ def test_signals(folder, name, code, pattern, asleep):
         start_new_session=True,
     )
     try:
-        while not (folder / "asleep").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
+        asleep_now = (folder / "asleep").exists
+        assert wait_until(lambda: asleep_now() or process.poll() is not None)
+        assert asleep_now()
         process.send_signal(getattr(signal, name))
         out, err = process.communicate(timeout=30)
     finally:

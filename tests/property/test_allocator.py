@@ -15,12 +15,14 @@ from hypothesis.stateful import (
 
 from shmexec.memory.allocator import ALIGNMENT, CHUNK, BlockAllocator
 from tests.allocators import ALLOCATORS
+from tests.examples import examples
 
 # Few sizes collide often; the odd ones reach every kind of bin and partial chunk.
 SIZES = st.one_of(
     st.sampled_from([1, 64, 1000, CHUNK - 64, CHUNK, CHUNK + 64, 3 * CHUNK]),
     st.integers(1, 6 * CHUNK),
 )
+
 PICKS = st.integers(0, 99)
 ARENAS = st.one_of(st.just(24 * CHUNK), st.integers(ALIGNMENT, 24 * CHUNK))
 
@@ -155,7 +157,7 @@ class Blocks(RuleBasedStateMachine):
         assert self.blocks.idle == sum(map(self.chunk_bytes, self.idle_chunks()))
 
 
-THOROUGH = settings(deadline=None, max_examples=150, stateful_step_count=50)
+THOROUGH = settings(deadline=None, max_examples=examples(150), stateful_step_count=50)
 
 
 @pytest.mark.parametrize("allocator_type", ALLOCATORS)
@@ -165,7 +167,7 @@ def test_any_sequence_of_calls_agrees_with_the_model(allocator_type):
 
 
 @pytest.mark.parametrize("allocator_type", ALLOCATORS)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(
     live=st.integers(1, 12),
     least=st.integers(1, 4 * CHUNK),

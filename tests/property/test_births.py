@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from shmexec.memory import native
 from shmexec.memory.segment import Segment
 from shmexec.options import INLINE_LIMIT
+from tests.examples import examples
 
 if not native.is_built():
     pytest.skip("the native part was not built", allow_module_level=True)
@@ -184,5 +185,7 @@ def _arena(_process_wide_things):
 def test_no_array_ever_sees_another():
     run_state_machine_as_test(
         Births,
-        settings=settings(deadline=None, max_examples=40, stateful_step_count=40),
+        settings=settings(
+            deadline=None, max_examples=examples(40), stateful_step_count=40
+        ),
     )

@@ -7,6 +7,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from shmexec.memory.budget import Budget
+from tests.examples import examples
 
 NAMES = st.sampled_from(["args", "worker 1", "worker 2"])
 AMOUNTS = st.integers(-2, 60)
@@ -99,6 +100,6 @@ class Accounts(RuleBasedStateMachine):
 
 
 Accounts.TestCase.settings = settings(
-    deadline=None, max_examples=100, stateful_step_count=40
+    deadline=None, max_examples=examples(100), stateful_step_count=40
 )
 TestAccounts = Accounts.TestCase

@@ -6,6 +6,7 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from shmexec.memory.leases import Ledger
+from tests.examples import examples
 
 BLOCKS = st.tuples(st.integers(0, 2), st.sampled_from([0, 64, 128]))
 HOLDERS = st.sampled_from(["parent", "worker", ("call", 1), 7])
@@ -87,6 +88,6 @@ class Leases(RuleBasedStateMachine):
 
 
 Leases.TestCase.settings = settings(
-    deadline=None, max_examples=80, stateful_step_count=40
+    deadline=None, max_examples=examples(80), stateful_step_count=40
 )
 TestLeases = Leases.TestCase

@@ -22,6 +22,7 @@ from shmexec.wire.messages import (
     encode_result,
     in_batches,
 )
+from tests.examples import examples
 
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 REFS = st.builds(Ref, U64, U32, U64, U64, st.sampled_from([int(m) for m in Mode]))
@@ -39,7 +40,7 @@ MESSAGES = st.builds(
     spilled=st.booleans(),
 ).map(lambda message: message._replace(spilled=message.spilled and bool(message.refs)))
 
-quick = settings(deadline=None, max_examples=120)
+quick = settings(deadline=None, max_examples=examples(120))
 
 
 def framed(*messages):
@@ -107,7 +108,7 @@ def test_a_truncated_or_longer_message_is_malformed(message, data):
 
 
 @given(st.lists(st.integers(), max_size=3 * LEASES_AT_MOST))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 def test_in_batches_loses_nothing(numbers):
     batches = list(in_batches(numbers))
     assert [number for batch in batches for number in batch] == numbers

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 
 from shmexec.scheduler import records as r
 from shmexec.scheduler.machine import Machine
+from tests.examples import examples
 
 
 class Process:
@@ -584,7 +585,7 @@ class Scheduling(RuleBasedStateMachine):
 
 TestScheduling = Scheduling.TestCase
 TestScheduling.settings = settings(
-    max_examples=250,
+    max_examples=examples(250),
     stateful_step_count=50,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],

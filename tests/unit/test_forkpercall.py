@@ -27,6 +27,7 @@ from shmexec.errors import (
     WorkerDied,
 )
 from shmexec.forkpercall import ForkPerCallExecutor
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -397,8 +398,7 @@ def test_cancel_pending():
     go_on, finish = os.pipe()
     with ForkPerCallExecutor(1) as ex:
         running = ex.submit(os.read, go_on, 1)
-        while not running.running():
-            time.sleep(0.001)
+        assert wait_until(running.running)
         pending = [ex.submit(int, "5") for _ in range(3)]
         assert not running.cancel()
         assert pending[0].cancel()
@@ -456,18 +456,20 @@ def test_interpreter_exit_finishes_the_calls():
 def test_a_writer_ends_when_its_parent_was_killed():
     """A sibling must not hold the reading end, else the write blocks for ever."""
     text = (
-        "import os, signal, sys, time\n"
+        "import os, signal, sys\n"
         "from shmexec.forkpercall import ForkPerCallExecutor\n"
         "ex = ForkPerCallExecutor(2)\n"
+        "runs, tell = os.pipe()\n"
         "def write():\n"
-        "    print(os.getpid())\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    os.write(tell, b'x')\n"
         "    sys.stdin.read()\n"  # ends when the test closes its side
         "    return bytes(50_000_000)\n"
         "def sibling():\n"
         "    print(os.getpid())\n"
         "    signal.pause()\n"
         "ex.submit(write)\n"
-        "time.sleep(0.05)\n"
+        "os.read(runs, 1)\n"
         "ex.submit(sibling)\n"
         "signal.pause()\n"
     )
