@@ -235,6 +235,20 @@ class ScriptFile:
             return False
 
 
+def read_source(path: str) -> Source:
+    """A script's file as workers get it.
+
+    Args:
+        path: Absolute, without symbolic links.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        contents = file.read()
+    return Source(path, _digest(contents), zlib.compress(contents))
+
+
 def _look(stat: os.stat_result) -> tuple[int, ...] | None:
     """What changes with a file; None if another change might not show in it yet."""
     if abs(time.time_ns() - stat.st_mtime_ns) < _SURE_AFTER:

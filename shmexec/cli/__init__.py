@@ -1,4 +1,4 @@
-"""The command line: ``shmexec run`` and ``shmexec demo``.
+"""The command line: ``shmexec run``, ``shmexec serve`` and ``shmexec demo``.
 
 Only the parser lives here; each command is a module of its own, imported when it is
 asked for, since workers import this package to reach :mod:`shmexec.cli.target`.
@@ -12,7 +12,12 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from shmexec import __version__
-from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
+from shmexec.options import (
+    WORKERS_AT_MOST,
+    byte_count,
+    default_workers,
+    positive_int,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import override
@@ -33,6 +38,8 @@ examples:
       output.npy[i] = predict(input.npy[i]), batch by batch, on all CPUs
   shmexec run model.py:predict input.npy -o output.npy \\
       --batch-size 256 --workers 4 --timeout 60
+  shmexec serve model.py
+      the script's functions for programs in other languages, by JSON-RPC
 """
 
 _RUN_DESCRIPTION = """\
@@ -56,6 +63,39 @@ a script:
       return np.tanh(batch @ weights)
 
 exit codes: 0 done, 1 a batch failed, 2 bad arguments, 130 Ctrl-C, 143 terminated
+"""
+
+_SERVE_DESCRIPTION = """\
+The functions of a script for programs in other languages: JSON-RPC 2.0, one message a
+line, on stdin and stdout, or on a Unix socket. Each worker runs the script once, before
+the first request is read. What the script prints goes to stderr.
+"""
+
+_SERVE_EXAMPLES = """\
+methods and their params:
+  call       {function, args: [], kwargs: {}, timeout, arrays: {npy: FOLDER}}
+  stream     the same and buffersize; each item is a notification "stream.item"
+             {id, item}, then comes the reply {items: how many}
+  cancel     {id} of a call or stream; it is stopped if it runs
+  functions, health, stats, shutdown
+
+arrays, both ways:
+  {"__ndarray__": BASE64, "dtype": "<f4", "shape": [2, 3]}
+  {"__ndarray__": "/path/of/file.npy"}
+
+errors:
+  -32700 to -32603 as in JSON-RPC 2.0; -32000 the function raised, -32001 its worker
+  died, -32002 time-out, -32003 cancelled, -32004 the result is no JSON, -32005 no
+  shared memory, -32006 no worker can be started, -32007 the server is ending
+
+examples:
+  echo '{"jsonrpc": "2.0", "id": 1, "method": "call",
+         "params": {"function": "predict", "args": [[1, 2]]}}' | tr -d '\\n' |
+      shmexec serve model.py
+  shmexec serve model.py --workers 2 --socket /run/user/1000/model.sock --timeout 60
+
+exit codes: 0 end of input or shutdown, 1 the script cannot be loaded, 2 bad arguments,
+130 Ctrl-C, 143 terminated
 """
 
 _DEMO_DESCRIPTION = """\
@@ -86,13 +126,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = parser.parse_args(argv)
         if options.command is not None:
-            options.workers = _workers(parser, options.workers)
+            # A model fills memory: what is served is loaded once, unless told otherwise.
+            otherwise = 1 if options.command == "serve" else None
+            options.workers = _workers(parser, options.workers, otherwise)
     except SystemExit as stop:
         return int(stop.code or 0)
     if options.command == "run":
         from shmexec.cli.run import run
 
         return run(options)
+    if options.command == "serve":
+        from shmexec.cli.serve import serve
+
+        return serve(options)
     if options.command == "demo":
         from shmexec.cli.demo import demo
 
@@ -101,10 +147,10 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
-def _workers(parser: _Parser, asked: int | None) -> int:
+def _workers(parser: _Parser, asked: int | None, otherwise: int | None) -> int:
     try:
         if asked is None:
-            return default_workers()
+            return default_workers(otherwise)
         return positive_int("--workers", asked, WORKERS_AT_MOST)
     except ValueError as error:
         parser.error(str(error))
@@ -120,6 +166,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"shmexec {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     _add_run(commands)
+    _add_serve(commands)
     _add_demo(commands)
     return parser
 
@@ -163,6 +210,50 @@ def _add_run(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
 
 
+def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="a script's functions for programs in other languages",
+        description=_SERVE_DESCRIPTION,
+        epilog=_SERVE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("script", metavar="SCRIPT.py", help="whose functions are served")
+    serve.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="worker processes (default: $SHMEXEC_WORKERS, else one)",
+    )
+    serve.add_argument(
+        "--socket",
+        metavar="PATH",
+        help="listen at a Unix socket, for this user only, not on stdin and stdout",
+    )
+    serve.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="the longest that a call may run, unless it says itself "
+        "(default: no limit)",
+    )
+    serve.add_argument(
+        "--max-line",
+        type=_bytes,
+        default=64 * 2**20,
+        metavar="BYTES",
+        help="the longest request, such as 1MB (default: 64MiB)",
+    )
+    serve.add_argument(
+        "--grace",
+        type=_seconds_or_zero,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long calls may go on after the end of input or SIGTERM, before they "
+        "are cancelled (default: 10)",
+    )
+
+
 def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     demo = commands.add_parser(
         "demo",
@@ -198,6 +289,21 @@ def _count(text: str) -> int:
         msg = f"must be a whole number of at least 1, not {text!r}"
         raise argparse.ArgumentTypeError(msg)
     return value
+
+
+def _bytes(text: str) -> int:
+    try:
+        value = byte_count("it", int(text) if text.isdecimal() else text)
+    except ValueError:
+        value = None
+    if value is None:
+        msg = f"must be bytes or a text such as 1MB, not {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _seconds_or_zero(text: str) -> float:
+    return 0.0 if text.strip() in {"0", "0.0"} else _seconds(text)
 
 
 def _seconds(text: str) -> float:
