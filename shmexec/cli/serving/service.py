@@ -38,6 +38,9 @@ class Items(Protocol):
     def __next__(self) -> Any:
         """The next item; raises StopIteration at the end, or what went wrong."""
 
+    def close(self) -> None:
+        """Have the generator closed, when it next yields; what has come is dropped."""
+
     def cancel(self) -> None:
         """Stop the call, from any thread; who waits for an item gets CallStopped."""
 
@@ -127,7 +130,7 @@ def about(error: BaseException) -> dict[str, str]:
     elif isinstance(error.__cause__, RemoteTraceback):
         traceback = error.__cause__.text
     elif isinstance(error, CancelledError) and not text:
-        text = "the call was cancelled before it began"
+        text = "the call was cancelled"
     return {"type": name, "message": text, "traceback": traceback}
 
 

@@ -111,7 +111,7 @@ class _Call:
         return True
 
     def check(self) -> None:
-        """Raise if it was cancelled before it was submitted."""
+        """Raise CancelledError if it was cancelled."""
         if self._cancelled:
             raise CancelledError
 
@@ -239,8 +239,9 @@ class Session:
         if isinstance(message, list):
             if len(message) > IN_FLIGHT:
                 msg = f"a batch may have {IN_FLIGHT} requests, not {len(message)}"
-                message = [_refused(msg)]
-            batch = _Batch(len(message))
+                message = _refused(msg)
+            else:
+                batch = _Batch(len(message))
         messages = message if isinstance(message, list) else [message]
         if self._admit(len(messages)):
             for each in messages:
@@ -427,9 +428,10 @@ class Session:
     def _run_stream(self, call: _Call, items: Items, save: SaveArray | None) -> None:
         try:
             number = self._pass_items(call, items, save)
+            call.check()  # a stream that is cancelled between two items just ends
             self._answer(call, {"items": number})
         except BaseException as error:  # noqa: BLE001  (a generator may raise any)
-            items.cancel()  # nothing, if it was the generator's own
+            items.close()  # does nothing, if it was the generator's own
             self._fail(call, describe(error))
         finally:
             with self._lock:
