@@ -54,11 +54,11 @@ assert.deepEqual(items, [...Array(100).keys()]);
 
 let first;
 const started = new Promise((resolve) => (first = resolve));
-const endless = python.requestAs("endless", "stream", { function: "endless" });
+const endless = refused(python.requestAs("endless", "stream", { function: "endless" }));
 python.streams.set("endless", first);
 await started;
 assert.equal(await python.request("cancel", { id: "endless" }), true);
-assert.equal((await refused(endless)).code, -32003);
+assert.equal((await endless).code, -32003);
 
 const batch = await python.peer.requestAdvanced([
   { jsonrpc: "2.0", id: "a", method: "call", params: ["echo", [1]] },
