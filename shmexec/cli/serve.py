@@ -139,6 +139,9 @@ def _private_descriptors() -> Iterator[tuple[int, int]]:
 @contextmanager
 def _signals_to(waker: Waker) -> Iterator[None]:
     """Have signals end the main thread's poll; the waker tells which one came."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before: dict[int, Any] = {}
     previous = signal.set_wakeup_fd(waker.signals_go_to(), warn_on_full_buffer=False)
     try:
@@ -212,17 +215,30 @@ class _Server:
         return True
 
     def attach(self, client: Client) -> None:
-        """Serve a client."""
-        session = Session(
-            client,
-            self._service,
-            max_line=self._options.max_line,
-            grace=self._options.grace,
-            ended=self._on_ended,
-        )
+        """Serve a client.
+
+        Raises:
+            OSError, RuntimeError: There can be no more descriptors or threads.
+        """
+        try:
+            session = Session(
+                client,
+                self._service,
+                max_line=self._options.max_line,
+                grace=self._options.grace,
+                ended=self._on_ended,
+            )
+        except OSError:
+            client.close()
+            raise
         with self._lock:
             self._sessions.add(session)
-        session.start()
+        try:
+            session.start()
+        except RuntimeError:
+            with self._lock:
+                self._sessions.discard(session)
+            raise
 
     def serve(self) -> None:
         """Until the only client's input has ended, a shutdown, or a signal."""
@@ -262,13 +278,12 @@ class _Server:
     def _accept(self, listener: Listener) -> None:
         try:
             client = listener.accept()
-        except OSError as error:
-            # Too many open files: try again when a client has gone.
-            self._full = True
-            _announce(f"cannot take one more client: {error.strerror}")
-            return
-        if client is not None:
-            self.attach(client)
+            if client is not None:
+                self.attach(client)
+        except (OSError, RuntimeError) as error:
+            # Too many open files, or threads: try again when a client has gone.
+            self._full = bool(self._sessions)
+            _announce(f"cannot take one more client: {error}")
 
     def close(self) -> None:
         """End the workers, and whatever still waits for one of them."""

@@ -47,12 +47,16 @@ class Outbox:
         self._changed = threading.Condition()
         self._queue: deque[Reply] = deque()
         self._items = 0
+        self._taken = 0
         self._over = False
         # The reading end hangs up when all is given up; nothing is written to it.
         self._given_up, self._giving_up = os.pipe()
         self._writer = threading.Thread(
             target=self._write_all, name="shmexec-serve-writer", daemon=True
         )
+
+    def start(self) -> None:
+        """Begin to write."""
         self._writer.start()
 
     def put(self, reply: Reply) -> None:
@@ -61,6 +65,21 @@ class Outbox:
             if not self._over:
                 self._queue.append(reply)
                 self._changed.notify_all()
+
+    def wait_for_less(self) -> bool:
+        """Wait until one of the results that wait here has been let go of.
+
+        Returns:
+            False if none waits, or nothing is written any more.
+        """
+        with self._changed:
+            if not self._queue:
+                return False
+            before = self._taken
+            # Woken by the writer, and by close.
+            while self._taken == before and not self._over:
+                self._changed.wait()
+            return not self._over
 
     def put_item(self, line: bytes) -> bool:
         """Have an item of a stream written, when there is room for it.
@@ -97,7 +116,8 @@ class Outbox:
 
     def join(self, deadline: Deadline) -> bool:
         """Wait for the thread's end, after :meth:`close`; whether it came in time."""
-        self._writer.join(deadline.remaining())
+        if self._writer.ident is not None:  # it was started
+            self._writer.join(deadline.remaining())
         if self._writer.is_alive():
             return False
         os.close(self._given_up)
@@ -107,6 +127,9 @@ class Outbox:
         while (reply := self._next()) is not None:
             line, answered = reply()
             del reply  # it holds the result
+            with self._changed:
+                self._taken += 1
+                self._changed.notify_all()
             try:
                 if line and not self._client.write(line + b"\n", self._given_up):
                     return

@@ -13,8 +13,9 @@ Who waits for what, and who ends the wait:
 
 - the reader, in a poll, for input, for room, for the end of what is in flight: the
   client, the writer, the server (``stop``), its deadline, or the client's going;
-- the caller for something to call: the reader. For shared memory, in ``submit``: calls
-  that end, which the reader may stop, or the pool's shutdown;
+- the caller for something to call: the reader. For shared memory: in ``submit`` calls
+  that end, which the reader may stop, or the pool's shutdown; and if results fill it, the
+  writer, or the reader, which closes the outbox at the end;
 - the writer for an outcome: the pool, which resolves every future, also when all workers
   are dead; the thread of a stream; the reader at the end. For the client to read: that
   client, or the reader, which gives it up;
@@ -51,6 +52,7 @@ from shmexec.cli.serving.service import Items, Service, describe
 from shmexec.cli.serving.transport import Client, Waker
 from shmexec.cli.serving.values import SaveArray, read_values, write_value
 from shmexec.deadline import Deadline
+from shmexec.errors import SharedMemoryFull
 
 __all__ = ["FLUSH", "IN_FLIGHT", "Session"]
 
@@ -149,7 +151,6 @@ class Session:
         self._lines = Lines(max_line)
         self._grace = grace
         self._ended = ended
-        self._waker = Waker()
         # Guards what follows, for moments only.
         self._lock = threading.Lock()
         self._calls: dict[Id, _Call] = {}
@@ -169,7 +170,12 @@ class Session:
             "stats": self._stats,
             "shutdown": self._shutdown,
         }
-        self._outbox = Outbox(client, self._on_written, self._on_lost)
+        self._waker = Waker()
+        try:
+            self._outbox = Outbox(client, self._on_written, self._on_lost)
+        except OSError:  # there can be no more descriptors
+            self._waker.close()
+            raise
         self._caller = threading.Thread(
             target=self._call_all, name="shmexec-serve-caller", daemon=True
         )
@@ -178,9 +184,19 @@ class Session:
         )
 
     def start(self) -> None:
-        """Begin."""
-        self._caller.start()
-        self._reader.start()
+        """Begin.
+
+        Raises:
+            RuntimeError: There can be no more threads; the client is closed.
+        """
+        try:
+            self._reader.start()
+        except RuntimeError:
+            self._outbox.close()
+            self._outbox.join(_FOREVER)
+            self._client.close()
+            self._waker.close()
+            raise
 
     def stop(self, grace: float) -> None:
         """Read no more requests; calls in flight may finish for so many seconds."""
@@ -201,6 +217,8 @@ class Session:
 
     def _run(self) -> None:
         try:
+            self._outbox.start()
+            self._caller.start()
             self._read_requests()
             self._finish()
         except OSError:
@@ -317,7 +335,8 @@ class Session:
         with self._lock:
             streams = [*self._streams]
         for thread in (self._caller, *streams):
-            thread.join(deadline.remaining())
+            if thread.ident is not None:  # it was started
+                thread.join(deadline.remaining())
         if self._outbox.join(deadline):
             self._client.close()
         self._waker.close()
@@ -346,11 +365,18 @@ class Session:
     def _carry_out(
         self, method: Callable[..., None], call: _Call, params: dict[str, Any]
     ) -> None:
-        try:
-            call.check()
-            method(call, **params)
-        except Exception as error:  # noqa: BLE001  (it becomes the reply)
-            self._fail(call, describe(error, INTERNAL_ERROR))
+        while True:
+            try:
+                call.check()
+                method(call, **params)
+            except SharedMemoryFull as error:
+                # Results that the client has not read yet may be what fills it.
+                if self._outbox.wait_for_less():
+                    continue
+                self._fail(call, describe(error))
+            except Exception as error:  # noqa: BLE001  (it becomes the reply)
+                self._fail(call, describe(error, INTERNAL_ERROR))
+            return
 
     # -- outcomes, from any thread -----------------------------------------------------
 

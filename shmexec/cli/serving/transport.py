@@ -76,9 +76,7 @@ class Client:
     def __init__(self, source: int, sink: int) -> None:
         self._source, self._sink = source, sink
         mode = os.fstat(sink).st_mode
-        self._socket = None
-        if stat.S_ISSOCK(mode):
-            self._socket = socket.socket(fileno=os.dup(sink))
+        self._socket = socket.socket(fileno=sink) if stat.S_ISSOCK(mode) else None
         # A pipe that polls as writable takes so much without blocking. Its own flags are
         # left alone: others (a terminal's shell) may have the same open file.
         self._portion = select.PIPE_BUF if stat.S_ISFIFO(mode) else _WRITE
@@ -134,10 +132,10 @@ class Client:
             OSError: It cannot be written.
         """
         left = memoryview(data)
+        poll = select.poll()
+        poll.register(stop, select.POLLIN)
+        poll.register(self._sink, select.POLLOUT)
         while left:
-            poll = select.poll()
-            poll.register(stop, select.POLLIN)
-            poll.register(self._sink, select.POLLOUT)
             # Woken by the client that reads or goes, or by the session's end.
             if any(descriptor == stop for descriptor, _ in poll.poll()):
                 return False
@@ -153,7 +151,7 @@ class Client:
     def close(self) -> None:
         """Give the descriptors back."""
         if self._socket is not None:
-            self._socket.close()
+            self._socket.detach()  # its descriptor is one of these
         for descriptor in {self._source, self._sink}:
             os.close(descriptor)
 

@@ -14,6 +14,7 @@ import pytest
 from shmexec.cli.serving.session import IN_FLIGHT, Session
 from shmexec.cli.serving.transport import Client
 from shmexec.deadline import Deadline
+from shmexec.errors import SharedMemoryFull
 from tests.waiting import LONG, wait_until
 
 
@@ -32,10 +33,14 @@ class Service:
         self.room.set()
         self.entered = threading.Event()
         self.futures: list[ToldFuture] = []
+        self.full = 0
 
     def call(self, function: str, *_: Any) -> Future[Any]:
         self.entered.set()
         assert self.room.wait(LONG)
+        if self.full:
+            self.full -= 1
+            raise SharedMemoryFull("full", needed=2, used=1, budget=2)
         future = ToldFuture()
         self.futures.append(future)
         if function == "done":
@@ -127,6 +132,25 @@ def test_a_client_that_goes_while_a_submit_waits(conversation: Conversation) -> 
     assert conversation.service.entered.wait(LONG)
     conversation.close()
     assert conversation.service.futures[0].cancelled()
+
+
+def test_results_that_the_client_has_not_read_may_fill_shared_memory(
+    conversation: Conversation,
+) -> None:
+    service = conversation.service
+    service.full = 1
+    conversation.send(1, "call", "f")
+    assert conversation.receive() == (1, -32005)  # nobody else could make room
+    for identity in (2, 3):
+        conversation.send(identity, "call", "f")
+    assert wait_until(lambda: len(service.futures) == 2)
+    for future in service.futures:
+        future.set_result("x" * 2_000_000)  # more than a socket takes
+    service.full = 1
+    conversation.send(4, "call", "done")
+    assert wait_until(lambda: not service.full)
+    assert [conversation.receive()[0] for _ in range(2)] == [2, 3]
+    assert conversation.receive() == (4, 3)
 
 
 def test_what_is_in_flight_is_bounded(conversation: Conversation) -> None:
