@@ -55,7 +55,7 @@ def serve(options: argparse.Namespace) -> int:
         print_error("serve", str(error))
         return error.code
     if number:
-        print_error("serve", f"stopped by {signal.Signals(number).name}")
+        _say(f"stopped by {signal.Signals(number).name}")
         return 128 + number
     return 0
 
@@ -78,15 +78,19 @@ def _run(options: argparse.Namespace) -> int:
                 if listener is None:
                     server.attach(Client(os.dup(source), os.dup(sink)))
                 else:
-                    _announce(f"{options.script} listens at {options.socket}")
+                    _say(f"{options.script} listens at {options.socket}")
                 server.serve()
         finally:
             server.close()
         return server.signal
 
 
-def _announce(text: str) -> None:
-    print(f"shmexec serve: {text}", file=sys.stderr, flush=True)
+def _say(text: str) -> None:
+    """Tell whoever reads stderr; nobody may, and the server does not wait for that."""
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    if any(events & select.POLLOUT for _, events in poll.poll(0)):
+        print(f"shmexec serve: {text}", file=sys.stderr, flush=True)
 
 
 def _check_script(path: str) -> str:
@@ -283,7 +287,7 @@ class _Server:
         except (OSError, RuntimeError) as error:
             # Too many open files, or threads: try again when a client has gone.
             self._full = bool(self._sessions)
-            _announce(f"cannot take one more client: {error}")
+            _say(f"cannot take one more client: {error}")
 
     def close(self) -> None:
         """End the workers, and whatever still waits for one of them."""

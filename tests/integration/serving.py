@@ -104,6 +104,10 @@ def noise():
     return "noise"
 
 
+def shout(n):
+    os.write(2, b"x" * n)
+
+
 def grandchild():
     code = "import signal; signal.pause()"
     child = subprocess.Popen([sys.executable, "-c", code], close_fds=False)
@@ -220,7 +224,13 @@ class Talk:
 class Server(Talk):
     """A server as a child process, which speaks on stdin and stdout."""
 
-    def __init__(self, folder: Path, *arguments: str, model: str = MODEL) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        model: str = MODEL,
+        stderr: int | None = None,
+    ) -> None:
         self.folder = folder
         (folder / "model.py").write_text(model)
         for name in ("here", "go"):
@@ -233,7 +243,7 @@ class Server(Talk):
                 cwd=folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=errors,
+                stderr=errors if stderr is None else stderr,
                 bufsize=0,
             )
         assert self.process.stdin is not None

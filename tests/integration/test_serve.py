@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import select
 import signal
 import socket
 import stat
@@ -238,6 +239,14 @@ def test_a_stream_that_fails_does_so_after_its_items(server: Server) -> None:
     assert reply["error"]["code"] == -32000
     assert reply["error"]["data"]["type"] == "OwnError"
     assert "in count_up" in reply["error"]["data"]["traceback"]
+    items, reply = server.stream("echo")
+    assert (items, reply["error"]["code"]) == ([], -32602)
+    assert "no generator" in reply["error"]["message"]
+    message = {"jsonrpc": "2.0", "id": "b", "method": "stream"}
+    server.send(message | {"params": {"function": "arrays", "buffersize": 2**40}})
+    error = server.receive()["error"]
+    assert error["code"] == -32602
+    assert error["message"].startswith("params.buffersize must be at most")
     items, reply = server.stream("count_up")
     assert (items, reply["error"]["code"]) == ([], -32602)
     items, reply = server.stream("odd_items")
@@ -489,6 +498,26 @@ def test_a_line_over_the_limit_is_skipped(tmp_path: Path) -> None:
         server.send_raw(b"1]\n")
         assert server.call("echo") == [[], {}]
         assert server.end() == 0
+
+
+def test_a_client_that_does_not_read_stderr_loses_no_other_call(tmp_path: Path) -> None:
+    reading, writing = os.pipe()  # nobody reads it
+    try:
+        arguments = ("--workers", "2", "--grace", "0.1")
+        with Server(tmp_path, *arguments, stderr=writing) as server:
+            stuck = server.request("call", function="shout", args=[10**6])
+            poll = select.poll()
+            poll.register(writing, select.POLLOUT)
+            assert wait_until(lambda: not poll.poll(0))  # it is full
+            for number in range(10):
+                assert server.call("echo", number) == [[number], {}]
+            server.process.send_signal(signal.SIGTERM)
+            reply = server.receive()
+            assert (reply["id"], reply["error"]["code"]) == (stuck, -32003)
+            assert server.wait() == 128 + signal.SIGTERM
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 # -- the socket ------------------------------------------------------------------------

@@ -20,8 +20,7 @@ from shmexec.errors import (
     WrongArguments,
 )
 from shmexec.executor import Executor
-from shmexec.options import CallOptions
-from shmexec.scripts import FunctionInfo, Script, read_source
+from shmexec.scripts import Script, read_source
 from shmexec.worker.script import load as load_source
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from shmexec.cli.serving.service import Items
     from shmexec.runtime.pool import Pool
-    from shmexec.worker.script import Entry
 
 __all__ = ["ScriptService"]
 
@@ -55,7 +53,6 @@ class ScriptService:
         figures: Callable[[], Mapping[str, int]],
     ) -> None:
         self._path = path
-        self._timeout = timeout
         self._figures = figures
         self.shutdown = shutdown
         try:
@@ -70,6 +67,9 @@ class ScriptService:
             initializer=load_source,
             initargs=(source,),
             timeout=timeout,
+            # To this process's stderr, not by way of this process: if the client does
+            # not read that, the call that prints has to wait, and nothing else.
+            worker_output="inherit",
             name="shmexec-serve",
         )
         self._script: Script | None = None
@@ -100,11 +100,11 @@ class ScriptService:
         timeout: float | None,
     ) -> Future[Any]:
         """Run a function of the script."""
-        entry, info = self._find(function, args, kwargs)
-        if info.kind in {"generator", "async generator"}:
+        if self._is_generator(function):
             msg = f"{function} is a generator: its items come by the method 'stream'"
             raise RpcError(INVALID_PARAMS, msg)
-        return self._executor.options(timeout=timeout).submit(entry, *args, **kwargs)
+        future: Future[Any] = self._submit(function, args, kwargs, timeout=timeout)
+        return future
 
     def stream(
         self,
@@ -115,27 +115,38 @@ class ScriptService:
         buffersize: int,
     ) -> Items:
         """Run a generator of the script."""
-        entry, _ = self._find(function, args, kwargs)
-        # Not by stream(): the function may have a parameter named buffersize.
-        options = CallOptions(timeout or self._timeout)
-        return self._executor._stream(  # noqa: SLF001
-            options, entry, tuple(args), kwargs, buffersize
+        if not self._is_generator(function):
+            msg = f"{function} is no generator: its result comes by the method 'call'"
+            raise RpcError(INVALID_PARAMS, msg)
+        items: Items = self._submit(
+            function, args, kwargs, timeout=timeout, buffersize=buffersize
         )
+        return items
 
-    def _find(
-        self, function: str, args: list[Any], kwargs: dict[str, Any]
-    ) -> tuple[Entry, FunctionInfo]:
-        assert self._script is not None  # loaded before the first client comes
+    def _is_generator(self, function: str) -> bool:
+        info = self._loaded.functions().get(function)
+        # Of one that is not there, more is said when it is called.
+        return info is not None and "generator" in info.kind
+
+    def _submit(
+        self, function: str, args: list[Any], kwargs: dict[str, Any], **settings: Any
+    ) -> Any:
         try:
-            version, info = self._script._find(function)  # noqa: SLF001
-            info.check(self._path, tuple(args), kwargs)
+            script = self._loaded.options(**settings)
+        except ValueError as error:
+            raise RpcError(INVALID_PARAMS, f"params.{error}") from None
+        try:
+            return script[function](*args, **kwargs)
         except (UnknownFunction, WrongArguments) as error:
             raise RpcError(INVALID_PARAMS, str(error), about(error)) from None
-        return version.entry(function), info
+
+    @property
+    def _loaded(self) -> Script:
+        assert self._script is not None  # loaded before the first client comes
+        return self._script
 
     def functions(self) -> list[dict[str, Any]]:
         """What can be called, in the order in which the script defines it."""
-        assert self._script is not None
         return [
             {
                 "name": info.name,
@@ -143,7 +154,7 @@ class ScriptService:
                 "signature": None if info.signature is None else str(info.signature),
                 "doc": info.doc,
             }
-            for info in self._script.functions().values()
+            for info in self._loaded.functions().values()
         ]
 
     def health(self) -> dict[str, Any]:
