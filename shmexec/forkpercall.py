@@ -20,7 +20,7 @@ import threading
 import traceback
 import warnings
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
 
 import cloudpickle
@@ -37,6 +37,7 @@ from shmexec.errors import (
 )
 from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
 from shmexec.worker.loop import awaited
+from shmexec.worker.setup import hold_lifeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,9 +65,9 @@ class _ParentSide:
 
     ``lock`` is held from making a pipe until the parent has closed the writing end, so
     that no two calls of this module fork inside that window and a child never holds
-    another child's writing end. ``descriptors`` (reading ends and pidfds) are closed in
-    every forked child: one that kept a sibling's reading end would leave that sibling
-    blocked in ``write`` for ever after the parent was killed.
+    another child's writing end. ``descriptors`` (reading ends, lifelines and pidfds) are
+    closed in every forked child: one that kept a sibling's would have that one live on,
+    blocked in ``write`` perhaps, after the parent was killed.
     """
 
     def __init__(self) -> None:
@@ -213,7 +214,7 @@ def run_in_child(
     """
     name = name or _name_of(fn)
     limit = _Limit(name, timeout, stop)
-    pid, reader = _fork(fn, args, kwargs)
+    pid, reader, lifeline = _fork(fn, args, kwargs)
     exitcode: int | None = None
     try:
         frames = _receive(pid, reader, limit)
@@ -225,6 +226,7 @@ def run_in_child(
     finally:
         _parent.close(reader)
         exitcode = _reap(pid)
+        _parent.close(lifeline)
     if frames is None:
         raise _death(name, pid, exitcode)
     return cast("T", _unpack(name, frames))
@@ -264,22 +266,24 @@ class _Limit:
 
 def _fork(
     fn: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[int, int]:
-    with _parent.lock:
+) -> tuple[int, int, int]:
+    """Fork for a call: the child, what it sends, and the lifeline that it holds."""
+    with _parent.lock, ExitStack() as kept, ExitStack() as childs:
         reader, writer = os.pipe()
-        _widen(writer)
         _parent.descriptors.add(reader)
-        try:
-            _silence_fork_warning()
-            pid = os.fork()
-            if pid == 0:
-                _child_main(writer, fn, args, kwargs)
-        except BaseException:
-            _parent.close(reader)
-            raise
-        finally:
-            os.close(writer)
-    return pid, reader
+        kept.callback(_parent.close, reader)
+        childs.callback(os.close, writer)
+        _widen(writer)
+        line, lifeline = os.pipe()
+        _parent.descriptors.add(lifeline)
+        kept.callback(_parent.close, lifeline)
+        childs.callback(os.close, line)
+        _silence_fork_warning()
+        pid = os.fork()
+        if pid == 0:
+            _child_main(writer, line, fn, args, kwargs)
+        kept.pop_all()
+    return pid, reader, lifeline
 
 
 def _widen(fd: int) -> None:
@@ -441,6 +445,7 @@ def _unpack(name: str, frames: list[bytearray]) -> object:
 
 def _child_main(
     writer: int,
+    lifeline: int,
     fn: Callable[..., object],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -448,6 +453,7 @@ def _child_main(
     """Run the call and end the process; never return into the parent's stack."""
     status = 1
     try:
+        hold_lifeline(lifeline)
         _settle_in()
         _send(writer, _outcome(fn, args, kwargs))
         status = 0

@@ -124,7 +124,7 @@ def prepare(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
         with contextlib.suppress(OSError):
             os.chdir(config.folder)
     _signals(config, is_running)
-    _hold_lifeline(config)
+    hold_lifeline(config.lifeline.number)
     _limit_threads(config.threads)
     _reseed()
     _name(config.name)
@@ -154,13 +154,12 @@ def _signals(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {INTERRUPT})
 
 
-def _hold_lifeline(config: WorkerConfig) -> None:
+def hold_lifeline(pipe: int) -> None:
     """Die with the parent, even if stopped or stuck in C code that holds the GIL.
 
     The parent alone has the writing end of this pipe. When that closes, the kernel
     sends the signal itself. Elsewhere than on Linux a thread waits for it.
     """
-    pipe = config.lifeline.number
     if hasattr(signal, "SIGIO") and platform.system() == "Linux":
         import fcntl
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import os
 import random
@@ -487,5 +488,32 @@ def test_a_writer_ends_when_its_parent_was_killed():
         assert select.select([pidfd], [], [], 30)[0]
     finally:
         os.close(pidfd)
-        os.kill(sibling, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(sibling, signal.SIGKILL)
+        parent.stdout.close()
+
+
+def test_calls_die_with_the_program():
+    text = (
+        "import os, signal\n"
+        "from shmexec.forkpercall import ForkPerCallExecutor\n"
+        "ex = ForkPerCallExecutor(2)\n"
+        "def stay():\n"
+        "    os.write(1, b'%d\\n' % os.getpid())\n"
+        "    while True:\n"
+        "        signal.pause()\n"
+        "ex.submit(stay)\n"
+        "ex.submit(stay)\n"
+        "signal.pause()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE)
+    pidfds = [os.pidfd_open(int(parent.stdout.readline())) for _ in range(2)]
+    try:
+        parent.kill()
+        parent.wait()
+        for pidfd in pidfds:
+            assert select.select([pidfd], [], [], 30)[0]
+    finally:
+        for pidfd in pidfds:
+            os.close(pidfd)
         parent.stdout.close()
