@@ -248,9 +248,8 @@ class RescuingPool(Pool):
         self._once = _Once(options.name)
         self._threads = _Threads(options.max_workers, options.name)
         self._apart: dict[int, _Apart] = {}
-        self._to_start: deque[tuple[int, _Apart]] = deque()
+        self._to_start: deque[tuple[PackedCall, _Apart]] = deque()
         self._taken = 0
-        self._pinned: set[int] = set()
         self._ends = {"done": 0, "failed": 0, "cancelled": 0}
 
     def check_open(self) -> None:
@@ -289,6 +288,7 @@ class RescuingPool(Pool):
             or call is None
             or call.only_here
             or call.credit
+            or call.sealed
             or not self._rescues()
         ):
             super()._fail(command)
@@ -305,15 +305,11 @@ class RescuingPool(Pool):
         )
         self._taken += 1
         self._apart[call.number] = apart
-        self._to_start.append((call.number, apart))
+        self._to_start.append((call, apart))
 
     def _unpack(self, call: PackedCall) -> tuple[Any, ...]:
-        """What the child needs; the blocks are the views' from here on."""
-        try:
-            views = [_view(self.host, argument) for argument in call.arguments]
-        finally:
-            self.room.give_back(call.blocks)
-            call.blocks = ()
+        """What the child needs."""
+        views = [_view(self.host, argument) for argument in call.arguments]
         ref = call.function
         return call.number, ref.key, ref.pickled, call.payload, views, call.spilled
 
@@ -321,20 +317,21 @@ class RescuingPool(Pool):
         """Give threads to calls that were taken; no lock is held."""
         while self._to_start:
             try:
-                number, apart = self._to_start.popleft()
+                call, apart = self._to_start.popleft()
             except IndexError:
                 return  # another thread was quicker
             try:
-                self._threads.take(apart, partial(self._ended_apart, number))
+                self._threads.take(apart, partial(self._ended_apart, call))
             except RuntimeError as error:  # the interpreter is ending
                 broken = self._broken()
                 broken.__cause__ = error
                 apart.future.set_exception(broken)
-                self._ended_apart(number)
+                self._ended_apart(call)
 
-    def _ended_apart(self, number: int) -> None:
+    def _ended_apart(self, call: PackedCall) -> None:
+        self.room.give_back(call.blocks)
         with self._lock:
-            self._ends[_end(self._apart.pop(number).future)] += 1
+            self._ends[_end(self._apart.pop(call.number).future)] += 1
         # Whoever leads may do so for this very future, or wait for the pool's end.
         self.leading.wake()
 

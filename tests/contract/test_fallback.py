@@ -171,6 +171,26 @@ def test_a_call_that_had_begun_is_never_repeated(breakable, gate, tmp_path):
     assert path.read_text() == ".."
 
 
+def test_each_call_runs_once_if_it_breaks_among_them(breakable, tmp_path):
+    executor, break_it = breakable(3, idle_timeout=60)
+    paths = [[tmp_path / f"{i}-{j}" for j in range(15)] for i in range(3)]
+    futures = []
+
+    def submit(mine):
+        futures.extend([executor.submit(calls.count, path, 5) for path in mine])
+
+    threads = [threading.Thread(target=submit, args=(mine,)) for mine in paths]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", shmexec.FallbackWarning)
+        break_it()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG)
+        assert [future.result(LONG) for future in futures] == [5] * 45
+    assert {path.read_text() for mine in paths for path in mine} == {"."}
+
+
 def test_a_failing_initializer_is_no_reason(make_executor):
     executor = make_executor(
         initializer=calls.fail,
@@ -210,7 +230,8 @@ class TestFutures:
         first = executor.submit(calls.through, gate)
         gate.arrived()
         path = tmp_path / "runs"
-        futures = [executor.submit(calls.count, path) for _ in range(3)]
+        large = np.zeros(50_000)  # its memory is given back in any case
+        futures = [executor.submit(calls.count, path, large) for _ in range(3)]
         assert futures[0].cancel()
         assert futures[2].cancel()
         assert futures[2].cancel()
@@ -218,7 +239,7 @@ class TestFutures:
         assert futures[0] in done
         assert not first.cancel()
         gate.open()
-        assert futures[1].result(LONG) is None
+        assert not futures[1].result(LONG).any()
         with pytest.raises(CancelledError):
             futures[0].result(LONG)
         assert first.result(LONG) is None
