@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
+from shmexec.errors import QueueFull
 from shmexec.figures import BatcherStats
 from shmexec.options import CallOptions, positive_int
 from shmexec.runtime.backend import Backend
@@ -90,14 +91,14 @@ class Batcher:
         """
         form, parts = _form_of(item)
         future = Item()
-        gatherer = self._gatherer
-        while not gatherer.put(form, parts, future):
-            if not (self._waits and may_block()):
-                raise gatherer.queue_full()
-            gate = gatherer.gate()
-            if gate is not None:
-                gate.result()
-        return future
+        while True:
+            try:
+                self._gatherer.put(form, parts, future)
+                return future
+            except QueueFull:
+                if not (self._waits and may_block()):
+                    raise
+            self._gatherer.gate().result()
 
     async def acall(self, item: Any) -> Any:
         """Submit one item and await its part of the result.
@@ -113,13 +114,14 @@ class Batcher:
 
         form, parts = _form_of(item)
         future = Item()
-        gatherer = self._gatherer
-        while not gatherer.put(form, parts, future):
-            if not self._waits:
-                raise gatherer.queue_full()
-            gate = gatherer.gate()
-            if gate is not None:
-                await asyncio.wrap_future(gate)
+        while True:
+            try:
+                self._gatherer.put(form, parts, future)
+                break
+            except QueueFull:
+                if not self._waits:
+                    raise
+            await asyncio.wrap_future(self._gatherer.gate())
         return await asyncio.wrap_future(future)
 
     def stats(self) -> BatcherStats:

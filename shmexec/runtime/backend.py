@@ -62,6 +62,9 @@ class Backend(Protocol):
     def give_back(self, block: Any) -> None:
         """Let the block go."""
 
+    def is_alone(self, block: Any) -> bool:
+        """Whether nobody else has the block, or can get it."""
+
     def keep(self, block: Any) -> np.ndarray:
         """Take the block over as an array."""
 

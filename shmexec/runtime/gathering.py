@@ -1,8 +1,9 @@
 """Gathers items into batches, has the pool run these, and gives out the results.
 
 Its lock guards the grouping and the batches that wait; it is held for bookkeeping, and
-while a row of a few kilobytes is copied. No other is taken inside. Memory is got, batches
-are sent and futures resolved without it.
+while a row of a few kilobytes is copied. No other is taken inside. ``_making`` comes before
+it: whoever gets memory for more rows holds it, so that others do not get as much. Batches
+are sent and futures resolved without either.
 
 Every wait, and who ends it. A thread that waits for an item's result, by whoever
 resolves the call of its batch: the pool sees to that in all cases, also if a worker or
@@ -65,6 +66,7 @@ class Gatherer:
         self._mode = Mode.COPY if options.retries else Mode.PRIVATE
         self._grouping = grouping
         self._lock = threading.Lock()
+        self._making = threading.Lock()
         self._pumping = _Pumping()
         self._unsettled: set[Gathered] = set()  # taken, and items are not all done
         self._gates: list[BaseFuture[None]] = []  # who waits for room
@@ -74,6 +76,7 @@ class Gatherer:
         self._timer: threading.Thread | None = None
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._wakes_at = math.inf
+        self._spares: list[Rows] = []  # of batches that ended, for those that come
         self._letting_others = False
         self._last_count = 0
         self._sizes: dict[Form, int] = {}  # of the latest batches of each form
@@ -85,39 +88,61 @@ class Gatherer:
 
     # -- items in ------------------------------------------------------------------------
 
-    def put(self, form: Form, parts: Sequence[np.ndarray], item: Item) -> bool:
-        """Take an item in; False if the queue is full.
+    def put(self, form: Form, parts: Sequence[np.ndarray], item: Item) -> None:
+        """Take an item in.
 
         Raises:
             PoolClosed: If nothing is taken in any more.
+            QueueFull: If as many wait as may.
             SharedMemoryFull: If there is no room for it, and waiting would not help, or is
                 not possible in this thread.
         """
-        grouping = self._grouping
-        new: Rows | None = None
-        try:
-            while True:
-                with self._lock:
-                    if grouping.closed:
-                        raise PoolClosed(self._why_closed)
-                    if not grouping.has_room():
-                        return False
-                    rows = self._enter(form, new, parts, item)
-                if rows is not None:
-                    break
-                new = self._make_rows(form)
-        finally:
-            if new is not None and new is not rows:
-                new.close()  # another thread was quicker
+        rows = self._enter(form, None, parts, item)
+        if rows is None:
+            rows = self._enter_with_new(form, parts, item)
         if not rows.are_small:
             self._write(rows, parts, item)
         # What is not started here is by whoever ends a batch, or has let others.
-        if grouping.running < self._backend.width() and not self._letting_others:
+        running = self._grouping.running
+        if running < self._backend.width() and not self._letting_others:
             self._let_others()
-        return True
 
-    def _make_rows(self, form: Form) -> Rows:
-        """Rows for a new batch, or more for the open one."""
+    def _enter_with_new(
+        self, form: Form, parts: Sequence[np.ndarray], item: Item
+    ) -> Rows:
+        """The same, where there is no row yet."""
+        with self._making:
+            # Others may have made some meanwhile.
+            rows = self._enter(form, None, parts, item)
+            if rows is not None:
+                return rows
+            new = self._make_rows(form)
+            if new is not None:
+                return self._enter_first(form, new, parts, item)
+        # What waits has memory: no more is gathered before it runs.
+        with self._lock:
+            self._grouping.shut()
+            spares, self._spares = self._spares, []
+        _close(spares)
+        self._pump()
+        new = Rows.make(self._backend, form, 1, may_wait=True)
+        assert new is not None
+        return self._enter_first(form, new, parts, item)
+
+    def _enter_first(
+        self, form: Form, new: Rows, parts: Sequence[np.ndarray], item: Item
+    ) -> Rows:
+        rows = None
+        try:
+            rows = self._enter(form, new, parts, item)
+            assert rows is not None
+            return rows
+        finally:
+            if rows is not new:
+                new.close()
+
+    def _make_rows(self, form: Form) -> Rows | None:
+        """Rows for a new batch, or more for the open one; None if memory is short."""
         with self._lock:
             batch = self._grouping.open_batch(form)
             # As many as of late, and some more.
@@ -126,15 +151,7 @@ class Gatherer:
             )
         small = (INLINE_LIMIT - 1) // max(1, form.row_bytes())
         many = min(self._grouping.max_size, max(1, small, seen))
-        rows = Rows.make(self._backend, form, many, may_wait=False)
-        if rows is None:
-            # What waits has memory: no more is gathered before it runs.
-            with self._lock:
-                self._grouping.shut()
-            self._pump()
-            rows = Rows.make(self._backend, form, 1, may_wait=True)
-            assert rows is not None
-        return rows
+        return Rows.make(self._backend, form, many, may_wait=False)
 
     def _enter(
         self,
@@ -143,31 +160,49 @@ class Gatherer:
         parts: Sequence[np.ndarray],
         item: Item,
     ) -> Rows | None:
-        """Give an item its row; None if there is none. The caller has the lock."""
+        """Give an item its row, one of the new rows if need be; None if there is none."""
+        with self._lock:
+            if self._grouping.closed:
+                raise PoolClosed(self._why_closed)
+            if not self._grouping.has_room():
+                raise self._queue_full()
+            rows = self._rows_for(form, new)
+            if rows is None:
+                return None
+            self._join(form, rows, item)
+            if rows.are_small:
+                rows.write(item.row, parts)
+        return rows
+
+    def _rows_for(self, form: Form, new: Rows | None) -> Rows | None:
+        """Where the next item of this form goes. The caller has the lock."""
         batch = self._grouping.open_batch(form)
         if batch is not None and batch.has_rows():
-            rows = batch.rows[-1]
-        elif new is None:
-            return None
-        else:
-            rows = new
-            if batch is not None and batch.size >= new.capacity:
-                self._grouping.shut()  # they cannot enlarge it: they begin another
+            return batch.rows[-1]
+        size = 0 if batch is None else batch.size
+        if new is None:
+            for spare in self._spares:
+                if spare.form == form and spare.capacity > size:
+                    self._spares.remove(spare)
+                    return spare
+        elif new.capacity <= size:
+            self._grouping.shut()  # they cannot enlarge it: they begin another
+        return new
+
+    def _join(self, form: Form, rows: Rows, item: Item) -> None:
+        """Have an item join its batch. The caller has the lock."""
         came = now()
         batch = self._grouping.join(form, came)
-        if rows is new:
+        if not batch.rows or batch.rows[-1] is not rows:
             batch.rows.append(rows)
         item.gatherer, item.batch, item.row = self, batch, batch.size - 1
         batch.items.append(item)
         batch.came.append(came)
         self._items += 1
-        if rows.are_small:
-            rows.write(item.row, parts)
-        else:
+        if not rows.are_small:
             batch.writing += 1
         if self._grouping.max_delay:
             self._arm()
-        return rows
 
     def _let_others(self) -> None:
         """Start a batch, after other threads have submitted what they are about to.
@@ -217,8 +252,7 @@ class Gatherer:
             gone.close()
         self._open_gates()
 
-    def queue_full(self) -> QueueFull:
-        """What to raise instead of waiting for room."""
+    def _queue_full(self) -> QueueFull:
         limit = self._grouping.max_queue
         return QueueFull(
             f"{limit} items wait for batches of {self.name}, as many as max_queue "
@@ -226,14 +260,15 @@ class Gatherer:
             limit=limit,
         )
 
-    def gate(self) -> BaseFuture[None] | None:
-        """What is done when there may be room again; None if there is now."""
+    def gate(self) -> BaseFuture[None]:
+        """What is done when there may be room again, at once if there is."""
+        gate: BaseFuture[None] = BaseFuture()
         with self._lock:
-            if self._grouping.closed or self._grouping.has_room():
-                return None
-            gate: BaseFuture[None] = BaseFuture()
-            self._gates.append(gate)
-            return gate
+            if not (self._grouping.closed or self._grouping.has_room()):
+                self._gates.append(gate)
+                return gate
+        gate.set_result(None)
+        return gate
 
     def _open_gates(self) -> None:
         """Let all who wait for room try again."""
@@ -312,7 +347,17 @@ class Gatherer:
                 self._wait_seconds.extend([batch.started - at for at in batch.came])
                 self._run_seconds.append(now() - batch.started)
                 self._remember_size(cast("Form", batch.key), count)
-        batch.close()
+        self._let_go(batch)
+
+    def _let_go(self, batch: Gathered) -> None:
+        """Keep the rows of a batch that ran for the next one, or give them back."""
+        rows, batch.rows = batch.rows, []
+        if len(rows) == 1 and rows[0].can_be_used_again():
+            with self._lock:
+                if len(self._spares) <= self._backend.width():
+                    self._spares += rows
+                    return
+        _close(rows)
 
     def _remember_size(self, form: Form, count: int) -> None:
         sizes = self._sizes
@@ -327,9 +372,11 @@ class Gatherer:
         with self._lock:
             self._failed += failed
             self._unsettled.discard(batch)
-            idle = []
+            idle, spares = [], []
             if self._is_idle():
                 idle, self._idle = self._idle, []
+                spares, self._spares = self._spares, []
+        _close(spares)
         _open(idle)
 
     # -- its end ---------------------------------------------------------------------------
@@ -372,7 +419,7 @@ class Gatherer:
 
     def disown(self, error: BaseException) -> None:
         """In a forked child: the pool is the parent's, and so are the items."""
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._timer = None
         self._why_closed = str(error)
         for batch in (*self._grouping.take_all(), *self._unsettled):
@@ -438,6 +485,11 @@ def _durations(seconds: deque[float]) -> Durations:
     if not seconds:
         return Durations(0.0, 0.0, 0.0)
     return Durations(fmean(seconds), median(seconds), max(seconds))
+
+
+def _close(rows: Sequence[Rows]) -> None:
+    for each in rows:
+        each.close()
 
 
 def _open(gates: Sequence[BaseFuture[None]]) -> None:

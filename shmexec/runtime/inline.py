@@ -136,6 +136,10 @@ class InlinePool:
         """Never called, since nothing is placed."""
         raise TypeError(block)
 
+    def is_alone(self, block: Any) -> bool:
+        """Never called, since nothing is placed."""
+        raise TypeError(block)
+
     def keep(self, block: Any) -> np.ndarray:
         """Never called, since nothing is placed."""
         raise TypeError(block)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future as BaseFuture, InvalidStateError
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from shmexec.deadline import now
+from shmexec.deadline import Deadline, now
 from shmexec.runtime.futures import Future
 from shmexec.runtime.rows import Form, Rows
 from shmexec.scheduler.grouping import Batch
@@ -19,8 +20,35 @@ if TYPE_CHECKING:
     from shmexec.runtime.gathering import Gatherer
 
 
+class _Waiter:
+    """A thread that waits for one future; what ``concurrent.futures`` tells of its end.
+
+    A condition does as much, and takes three times as long to make and to wait for.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait until the future is done or cancelled, as :class:`Item` says."""
+        self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+
+    def wake(self, _: object = None) -> None:
+        """It is."""
+        with contextlib.suppress(RuntimeError):  # awake already
+            self._lock.release()
+
+    add_result = add_exception = add_cancelled = wake
+
+
 class Item(Future[Any]):
-    """The future of one item."""
+    """The future of one item.
+
+    Who waits for it is woken by whoever settles its batch, or cancels it.
+    """
 
     batch: Gathered | None = None
     gatherer: Gatherer | None = None
@@ -36,7 +64,23 @@ class Item(Future[Any]):
         cancelled = super().cancel()
         if cancelled and self.gatherer is not None:
             self.gatherer.note_cancelled(self)
+            for waiter in list(self._waiters):
+                if isinstance(waiter, _Waiter):
+                    waiter.wake()
         return cancelled
+
+    def _drive(self, timeout: float | None) -> float | None:
+        deadline = Deadline(timeout)
+        waiter = _Waiter()
+        with self._lock:
+            if self.settled:
+                return timeout
+            self._waiters.append(waiter)
+        waiter.wait(timeout)
+        if not self.settled:  # it is late: there may be many who look in vain
+            with self._lock:
+                self._waiters.remove(waiter)
+        return deadline.remaining()
 
 
 class Gathered(Batch):

@@ -460,6 +460,11 @@ class Pool:
         """End the lease that :meth:`place` gave."""
         self.room.give_back([block])
 
+    def is_alone(self, block: Block) -> bool:
+        """Whether the lease that :meth:`place` gave is the only one."""
+        with self.host.lock:
+            return self.host.ledger.count(block.key) == 1
+
     def keep(self, block: Block) -> np.ndarray:
         """Its bytes as the program's own array, for as long as views of it live."""
         return self.host.keep(block)

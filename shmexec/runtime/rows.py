@@ -46,12 +46,14 @@ class Rows:
     """Room for a number of items, in a block if they are large, and those written there.
 
     Attributes:
+        form: Of the items.
         are_small: Whether an item is copied so quickly that a lock may be held meanwhile.
         capacity: How many there is room for.
     """
 
     def __init__(self, backend: Backend, form: Form, capacity: int) -> None:
         self._backend = backend
+        self.form = form
         self.are_small = 0 < form.row_bytes() <= SMALL_ROW
         self.capacity = capacity
         self._block: Any = None
@@ -136,6 +138,10 @@ class Rows:
             placed_rows(self._block, array, 0, count, mode, begin)
             for array, begin in zip(self._arrays, self._begins, strict=True)
         ]
+
+    def can_be_used_again(self) -> bool:
+        """Whether it is a block that no worker and no result has any more."""
+        return self._block is not None and self._backend.is_alone(self._block)
 
     def close(self) -> None:
         """Let the block go; nothing is written any more. A worker may still have it."""

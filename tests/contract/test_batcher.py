@@ -401,6 +401,38 @@ def test_a_batch_of_cancelled_items_does_not_run(busy, gate):
     assert batcher.stats().batches == 2
 
 
+def test_who_waits_for_an_item(busy, gate):
+    batcher = busy()
+    occupy(batcher, gate)
+    future, gone = batcher(1.0), batcher(2.0)
+    for wait in future.result, future.exception:
+        with pytest.raises(TimeoutError):
+            wait(0.01)
+        with pytest.raises(TimeoutError):
+            wait(0)
+    assert not future._waiters
+    seen = []
+
+    def use(thread):
+        try:
+            (gone if thread else future).result(LONG)
+        except CancelledError:
+            seen.append("cancelled")
+        else:
+            seen.append("done")
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in (0, 0, 1, 1)]
+    for thread in threads:
+        thread.start()
+    assert wait_until(lambda: len(future._waiters) == len(gone._waiters) == 2)
+    gone.cancel()
+    assert wait_until(lambda: seen == ["cancelled"] * 2)
+    gate.open()
+    for thread in threads:
+        thread.join(LONG)
+    assert seen[2:] == ["done"] * 2
+
+
 def test_an_item_that_runs_is_not_cancelled(busy, gate):
     batcher = busy()
     first = occupy(batcher, gate)
