@@ -25,6 +25,7 @@ class Case:
         reuses: Many calls use the same input: systems may share it first.
         needs_sharing: Only for systems that have a way to share.
         needs_workers: Only for systems whose workers outlive a call.
+        only_ours: Only for shmexec, for what others do not have.
         opens: ``measure`` takes a function that opens the system, in place of a caller.
         workers: So many, whatever the run says.
         of_bytes: Figures are bytes, not seconds.
@@ -43,6 +44,7 @@ class Case:
     reuses: bool = False
     needs_sharing: bool = False
     needs_workers: bool = False
+    only_ours: bool = False
     opens: bool = False
     workers: int | None = None
     of_bytes: bool = False

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks import arrays, latency, memory, programs, sharing, start, throughput
+from benchmarks import (
+    arrays,
+    latency,
+    memory,
+    programs,
+    sharing,
+    start,
+    threads,
+    throughput,
+)
 from benchmarks.case import Case
 
-_MODULES = (latency, throughput, arrays, sharing, programs, start, memory)
+_MODULES = (latency, throughput, threads, arrays, sharing, programs, start, memory)
 
 CASES: dict[str, Case] = {
     case.name: case for module in _MODULES for case in module.CASES

@@ -69,6 +69,8 @@ class System:
         """Whether the case asks this system anything."""
         if case.needs_sharing and not self.shares:
             return False
+        if case.only_ours and not self.ours:
+            return False
         if case.needs_workers and not self.persistent:
             return False
         if self.only_reuse and not case.reuses:
@@ -85,6 +87,14 @@ class System:
             if not hasattr(shmexec, "share"):
                 return "not in this version of shmexec"
         return None
+
+
+class _Shmexec(Submit):
+    """shmexec, with its own way to make batches."""
+
+    def batcher(self, fn: Callable[..., Any]) -> Any:
+        executor: Any = self._executor
+        return executor.batcher(fn)
 
 
 class _Share(Submit):
@@ -136,7 +146,7 @@ class _Direct(Caller):
 
 
 @contextmanager
-def _shmexec(workers: int, caller: type[Submit] = Submit) -> Iterator[Caller]:
+def _shmexec(workers: int, caller: type[Submit] = _Shmexec) -> Iterator[Caller]:
     import shmexec
 
     with shmexec.Executor(workers, threads_per_worker=1) as executor:

@@ -231,6 +231,13 @@ def _program_targets() -> list[Target]:
             at_most=2.1,
         ),
         Target(
+            "single rows from 64 threads, by a batcher",
+            "≥ 5 × `submit`",
+            taken(SHMEXEC, "submit-64-threads"),
+            taken(SHMEXEC, "batcher-64-threads"),
+            at_least=5,
+        ),
+        Target(
             "start to first result",
             "≤ 1.1 × `ProcessPoolExecutor` (spawn)",
             taken(SHMEXEC, "start-first"),

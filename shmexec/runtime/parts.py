@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future as BaseFuture, InvalidStateError
+from concurrent.futures._base import FINISHED, RUNNING
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -37,11 +38,13 @@ class _Waiter:
         self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
 
     def wake(self, _: object = None) -> None:
-        """It is."""
-        with contextlib.suppress(RuntimeError):  # awake already
-            self._lock.release()
+        """It is; for the first one who says so."""
+        self._lock.release()
 
-    add_result = add_exception = add_cancelled = wake
+    add_result = add_exception = wake
+
+    def add_cancelled(self, _: object) -> None:
+        """Its ``cancel`` has said so."""
 
 
 class Item(Future[Any]):
@@ -66,16 +69,34 @@ class Item(Future[Any]):
             self.gatherer.note_cancelled(self)
             for waiter in list(self._waiters):
                 if isinstance(waiter, _Waiter):
-                    waiter.wake()
+                    with contextlib.suppress(RuntimeError):  # awake already
+                        waiter.wake()
         return cancelled
 
+    def give(self, value: Any) -> None:
+        """As ``set_result``, for what may be done already."""
+        with self._lock:
+            if self._state != RUNNING:
+                return
+            self._result = value
+            self._state = FINISHED
+            for waiter in self._waiters:
+                waiter.add_result(self)
+            if self._made is not None:
+                self._made.notify_all()
+        if self._done_callbacks:
+            self._invoke_callbacks()
+
     def _drive(self, timeout: float | None) -> float | None:
-        deadline = Deadline(timeout)
         waiter = _Waiter()
         with self._lock:
             if self.settled:
                 return timeout
             self._waiters.append(waiter)
+        if timeout is None:
+            waiter.wait(None)
+            return None
+        deadline = Deadline(timeout)
         waiter.wait(timeout)
         if not self.settled:  # it is late: there may be many who look in vain
             with self._lock:
@@ -167,7 +188,7 @@ class Gathered(Batch):
                 item.set_exception(value)
                 failed += 1
             else:
-                item.set_result(value)
+                item.give(value)
         return failed
 
     def fail(self, error: BaseException) -> int:

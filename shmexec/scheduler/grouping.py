@@ -79,9 +79,10 @@ class Grouping(Generic[B]):
         return self._open.get(key)
 
     def join(self, key: Hashable, now: float) -> B:
-        """Have an item join; its place in the batch is ``size - 1``."""
-        assert self.has_room()
-        assert not self.closed
+        """Have an item join; its place in the batch is ``size - 1``.
+
+        The caller has seen that there is room, and that it is not closed.
+        """
         batch = self._open.get(key)
         if batch is None:
             self._number += 1
