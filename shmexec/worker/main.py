@@ -94,7 +94,10 @@ class WorkerMain(BaseProcess):
         prepare(config, worker.is_running)
         if config.forward_logs:
             worker.forward_logs()
-        worker.loop()
+        try:
+            worker.loop()
+        finally:
+            output.flush()
 
 
 class _Worker:

@@ -291,3 +291,68 @@ def hang_at_13(x: np.ndarray) -> np.ndarray:
     while 13 in x[:, 0]:
         signal.pause()
     return x
+
+
+def print_by_child(text: str) -> None:
+    """Have a child process print to both streams."""
+    subprocess.run(["/bin/sh", "-c", f"echo {text}; echo {text} >&2"], check=True)
+
+
+def print_by_c(text: bytes, *, die: bool = False) -> None:
+    """Print with the C library, whose buffer Python knows nothing of."""
+    library = ctypes.CDLL(None)
+    library.printf(text)
+    if die:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def print_later_by_child(path: str, text: str) -> int:
+    """Start a child that prints when somebody opens the other end of the pipe."""
+    command = f"read x < {path}; echo {text}; sleep 60"
+    child = subprocess.Popen(
+        ["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    child.returncode = 0  # not to be waited for
+    return child.pid
+
+
+def close_output() -> None:
+    """Leave the writing ends to others."""
+    os.close(1)
+    os.close(2)
+
+
+def log_in_child() -> tuple[int, int]:
+    """Fork, and log there."""
+    import logging
+
+    child = os.fork()
+    if child == 0:
+        logging.getLogger("tests.child").warning("in the child")
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child, os.getpid()
+
+
+def print_in_inner_pool(text: str) -> tuple[int, int]:
+    """Print and log in a worker of a worker."""
+    import shmexec
+
+    with shmexec.Executor(1) as executor:
+        return os.getpid(), executor.submit(print_and_log, text).result()
+
+
+def print_and_log(text: str) -> int:
+    """Both."""
+    import logging
+
+    sys.stdout.write(f"{text}\n")
+    logging.getLogger("tests.inner").warning(text)
+    return os.getpid()
+
+
+def print_lines(call: int, number: int) -> int:
+    """Print lines that can be told apart."""
+    for i in range(number):
+        sys.stdout.write(f"{call}:{i}\n")
+    return call
