@@ -16,7 +16,8 @@ threads. The dispatcher, a thread of the pool, leads in all other cases:
 
 Every wait and its waker: the leader's poll, by a reply, a death (the kernel), the next
 deadline of the scheduler, or the waker. A thread that waits for a future it does not
-lead for, by whoever leads; when a leader leaves it wakes the dispatcher if others wait.
+lead for, by whoever leads; when a leader leaves it wakes the dispatcher if others wait,
+or one of them to lead while the dispatcher is in user code.
 Workers are started by the dispatcher, whom the leader rings for that; while it is in a
 callback, which may itself wait for a call, by the leader. The dispatcher does not die:
 what goes wrong in it breaks the pool, which resolves all.
@@ -110,7 +111,9 @@ class Leading:
         self._lead = threading.Lock()
         self._bell = _Bell()
         self._claimed = False  # set by who wants to lead, cleared by the dispatcher
-        self._followers: list[None] = []  # its length counts, atomically
+        self._followers: list[
+            Future[Any]
+        ] = []  # what threads wait for that do not lead
         self._callbacks = False
         self._dispatching = False  # the dispatcher leads
         self._parked = False  # the dispatcher waits for the bell alone
@@ -124,15 +127,13 @@ class Leading:
     def drive(self, future: Future[Any], deadline: Deadline) -> None:
         """Lead until the future is done or the deadline passes, if leading is possible.
 
-        Returns early if another thread leads; that one, or the dispatcher, resolves the
-        future then.
+        Else wait for those who lead.
         """
         while not future.settled and not deadline.passed():
             if not self._lead_for(future, deadline):
                 if self._may_claim():
                     continue
                 self._follow(future, deadline)
-                return
 
     def _lead_for(self, future: Future[Any], deadline: Deadline) -> bool:
         """Lead until something is to be resolved; whether leading was possible."""
@@ -154,6 +155,7 @@ class Leading:
         finally:
             if got and got[0]:
                 self._lead.release()
+        self._nudge()
         if self._resolving and pool.has_spawns():
             # The dispatcher is in a callback, which may be the one that waits here.
             pool.start_workers()
@@ -176,6 +178,7 @@ class Leading:
         finally:
             if got and got[0]:
                 self._lead.release()
+        self._nudge()
         pool.resolve_unwatched()
         if pool.has_resolutions() or pool.has_work():
             self._bell.ring()
@@ -196,14 +199,28 @@ class Leading:
 
     def _follow(self, future: Future[Any], deadline: Deadline) -> None:
         self._pool.outputs.step_aside()
-        self._followers.append(None)
+        self._followers.append(future)
         try:
             self._bell.ring()
             with future._condition:  # noqa: SLF001  (as Future.result does)
-                if not future.settled:
+                # Whoever leaves releases the lock, then looks for followers; this one
+                # is among them, then looks at the lock.
+                if not future.settled and not self._leaderless():
                     future._condition.wait(deadline.remaining())  # noqa: SLF001
         finally:
-            self._followers.pop()
+            self._followers.remove(future)
+            self._nudge()  # this one was perhaps, and does not lead
+
+    def _leaderless(self) -> bool:
+        """Whether nobody leads, and the dispatcher cannot: it is in user code."""
+        return self._resolving and not self._lead.locked()
+
+    def _nudge(self) -> None:
+        """Have a thread that follows try to lead, if nobody else does."""
+        if self._followers and self._leaderless():
+            for future in self._followers[:1]:
+                with future._condition:  # noqa: SLF001
+                    future._condition.notify_all()  # noqa: SLF001
 
     def expect_callback(self) -> None:
         """A future that may have no waiter needs its callback called."""
@@ -282,6 +299,7 @@ class Leading:
 
     def _resolve(self) -> None:
         self._resolving = True
+        self._nudge()
         self._pool.resolve()
         self._resolving = False
 
