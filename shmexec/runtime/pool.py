@@ -298,6 +298,8 @@ class Pool:
         if call is None or call.worker is None or call.stopping:
             return
         handle = self._workers[call.worker.id]
+        if self.host.returns.ended:
+            self.host.settle()  # items that were dropped make room for others
         frees = handle.take_frees(LEASES_AT_MOST)
         self._tell(handle, Message(Kind.CREDIT, number, number=credit, leases=frees))
 
