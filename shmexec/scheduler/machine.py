@@ -10,6 +10,10 @@ Calls that are known to be tiny go in packs, several in one message. A pack has 
 deadline after which the worker begins no more of it. Then the runtime sees how far the
 worker came; what had not begun waits again in its old place, so that no call waits for a
 long one that it was packed with.
+
+A worker with several slots has several calls under way. They begin in the order in which
+they were sent, and end in any. One that must stop is asked to; only if it does not is its
+worker ended, and what else it had begun with it.
 """
 
 from __future__ import annotations
@@ -60,11 +64,14 @@ class Call:
         "born",
         "history",
         "id",
+        "kill_at",
         "kind",
         "order",
         "pinned",
         "retries",
+        "sent",
         "state",
+        "stop_at",
         "stopping",
         "timeout",
         "worker",
@@ -81,6 +88,10 @@ class Call:
         self.state = CallState.PENDING
         self.worker: Worker | None = None
         self.stopping = ""
+        # Of calls that share a worker:
+        self.sent = 0  # its place among all that the worker was sent
+        self.stop_at: float | None = None  # when it times out
+        self.kill_at: float | None = None  # when patience with it is over
         self.history: list[tuple[float, CallState, int | None]] | None = None
 
     def note(self, step: tuple[float, CallState, int | None]) -> None:
@@ -95,14 +106,18 @@ class Worker:
     """One worker process, by its number, which is never used again."""
 
     __slots__ = (
+        "begun",
+        "blame",
         "call",
         "calls",
+        "flight",
         "id",
         "kill_at",
         "late",
         "look_at",
         "pack",
         "packed",
+        "sent",
         "since",
         "state",
         "stop_at",
@@ -112,6 +127,10 @@ class Worker:
         self.id = number
         self.state = WorkerState.STARTING
         self.call: Call | None = None
+        self.flight: dict[int, Call] = {}  # calls that share it, as they were sent
+        self.sent = 0  # how many of those it was sent
+        self.begun = 0  # it has begun at least so many
+        self.blame = ""  # why it was stopped in the midst of them
         self.packed = False  # a pack was sent, and its last reply has not come
         self.pack: dict[int, Call] = {}  # what is left of it, in order
         self.look_at: float | None = None  # when its deadline passes
@@ -135,6 +154,8 @@ class Machine:
         exclusive: A worker is replaced only when it is gone, since both cannot have what
             it holds; and one that came back from a call that was stopped is asked to
             end, so that it can clean up.
+        slots: Calls that a worker may have under way. If several, ``max_calls`` must be
+            None, and calls are never packed.
     """
 
     def __init__(
@@ -146,6 +167,7 @@ class Machine:
         idle_timeout: float | None = None,
         start_timeout: float | None = None,
         exclusive: bool = False,
+        slots: int = 1,
     ) -> None:
         self.max_workers = max_workers
         self.max_restarts = max_restarts
@@ -153,6 +175,8 @@ class Machine:
         self.idle_timeout = idle_timeout
         self.start_timeout = start_timeout
         self.exclusive = exclusive
+        self.slots = slots
+        assert slots == 1 or max_calls is None
         self.calls: dict[int, Call] = {}
         self.workers: dict[int, Worker] = {}
         self.closed = False
@@ -165,10 +189,11 @@ class Machine:
         self.submitted = 0
         self._queue: list[tuple[int, int]] = []  # (-priority, id)
         self._pinned: dict[int, list[int]] = {}
-        self._idle: dict[int, Worker] = {}  # ordered: the last one is used first
+        # Those that can take a call. Ordered: the last one is used first.
+        self._idle: dict[int, Worker] = {}
         self._starting = 0
         self._draining = 0
-        self._timed = 0  # workers whose call, or whose start, has a time limit
+        self._timed = 0  # workers, and calls that share one, with a time limit
         self._packs = 0  # workers whose pack may be looked at
         self._seconds: dict[Hashable, float] = {}  # what a call of a kind takes
         self._cancelling = False
@@ -228,6 +253,8 @@ class Machine:
             self._pinned.setdefault(call.pinned, []).append(call.id)
 
     def _start(self, call: Call, worker: Worker, now: float) -> r.Send:
+        if self.slots > 1:
+            return self._start_beside(call, worker, now)
         # The two moves of the busiest path, without looking them up in the tables.
         assert call.state is CallState.PENDING
         assert worker.state is WorkerState.IDLE
@@ -246,6 +273,8 @@ class Machine:
 
     def _on_finished(self, event: r.Finished, now: float) -> list[Command]:
         call, worker = self.calls.get(event.call), self.workers.get(event.worker)
+        if worker is not None and call is not None and event.call in worker.flight:
+            return self._finished_beside(call, worker, event, now)
         if call is None or worker is None or worker.call is not call:
             msg = f"worker {event.worker} finished call {event.call}, not its own"
             raise r.IllegalEvent(msg)
@@ -317,6 +346,8 @@ class Machine:
     def _stop(self, call: Call, worker: Worker, why: str, now: float) -> list[Command]:
         """Have a running call's worker ended; its slot is free at once."""
         call.stopping = why
+        if self.slots > 1:
+            return self._stop_beside(call, worker, now)
         self._end_limit(worker)
         self._shift(worker, WorkerState.DRAINING, now)
         worker.kill_at = now + KILL_AFTER
@@ -333,6 +364,105 @@ class Machine:
         state = CallState.CANCELLED if why == "cancelled" else CallState.FAILED
         self._move(call, state, now, worker)
         return r.Fail(call.id, why, worker.id if worker else None, detail)
+
+    # -- calls that share a worker -----------------------------------------------------
+
+    def _start_beside(self, call: Call, worker: Worker, now: float) -> r.Send:
+        self._move(call, CallState.RUNNING, now, worker)
+        if worker.state is WorkerState.IDLE:
+            self._shift(worker, WorkerState.BUSY, now)
+        worker.sent += 1
+        call.sent = worker.sent
+        call.worker = worker
+        worker.flight[call.id] = call
+        if call.timeout is not None:
+            call.stop_at = now + call.timeout
+            self._timed += 1
+        self._offer(worker)
+        return r.Send(call.id, worker.id)
+
+    def _offer(self, worker: Worker) -> None:
+        """Have a busy worker be given calls if it has a slot for one."""
+        if len(worker.flight) < self.slots:
+            self._idle[worker.id] = worker
+        else:
+            self._idle.pop(worker.id, None)
+
+    def _finished_beside(
+        self, call: Call, worker: Worker, event: r.Finished, now: float
+    ) -> list[Command]:
+        if event.begun:
+            worker.begun = max(worker.begun, call.sent)
+        self._detach_beside(call, worker)
+        worker.calls += 1
+        if call.stopping:
+            gently = worker.state is not WorkerState.DRAINING
+            failed = self._fail(call, call.stopping, now, worker)
+            commands: list[Command] = [failed._replace(gently=gently)]
+        else:
+            state = CallState.DONE if event.ok else CallState.FAILED
+            self._move(call, state, now, worker)
+            commands = []
+        if worker.state is WorkerState.DRAINING:
+            if worker.flight or not self.exclusive:
+                return commands
+            worker.kill_at = now + EXIT_WITHIN
+            return [*commands, r.Exit(worker.id)]
+        if worker.flight:
+            self._offer(worker)
+        else:
+            self._shift(worker, WorkerState.IDLE, now)
+        return commands + self._dispatch(now)
+
+    def _detach_beside(self, call: Call, worker: Worker) -> None:
+        del worker.flight[call.id]
+        call.worker = None
+        self._end_call_limits(call)
+
+    def _end_call_limits(self, call: Call) -> None:
+        self._timed -= (call.stop_at is not None) + (call.kill_at is not None)
+        call.stop_at = call.kill_at = None
+
+    def _stop_beside(self, call: Call, worker: Worker, now: float) -> list[Command]:
+        """Ask a call to end; if it does not, its worker will be ended."""
+        self._end_call_limits(call)
+        if worker.state is WorkerState.DRAINING:
+            return []
+        call.kill_at = now + KILL_AFTER
+        self._timed += 1
+        return [r.Interrupt(call.id, worker.id)]
+
+    def _stop_all(self, call: Call, worker: Worker, now: float) -> list[Command]:
+        """A call does not end: stop its worker. What ends by itself till then counts."""
+        why = "timed out" if call.stopping == "timeout" else "was cancelled"
+        worker.blame = f"it was stopped, since call {call.id} {why} and did not end"
+        for each in worker.flight.values():
+            self._end_call_limits(each)
+        self._shift(worker, WorkerState.DRAINING, now)
+        worker.kill_at = now + KILL_AFTER
+        return [r.Kill(worker.id)]
+
+    def _flight_orphaned(
+        self, worker: Worker, event: r.WorkerDead, now: float
+    ) -> list[Command]:
+        last = worker.flight.get(event.begun)
+        begun = max(worker.begun, last.sent if last is not None else 0)
+        reason = f"{event.reason} ({worker.blame})" if worker.blame else event.reason
+        commands: list[Command] = []
+        for call in list(worker.flight.values()):
+            self._detach_beside(call, worker)
+            unread = call.sent > begun
+            commands += self._rest_of_orphan(call, worker, unread, reason, now)
+        return commands
+
+    def _tick_beside(self, worker: Worker, now: float) -> list[Command]:
+        commands: list[Command] = []
+        for call in list(worker.flight.values()):
+            if call.kill_at is not None and call.kill_at <= now:
+                return commands + self._stop_all(call, worker, now)
+            if call.stop_at is not None and call.stop_at <= now:
+                commands += self._stop(call, worker, "timeout", now)
+        return commands
 
     # -- packs -----------------------------------------------------------------------
 
@@ -520,7 +650,9 @@ class Machine:
         commands: list[Command] = []
         if state is not WorkerState.DRAINING:
             self.deaths += 1
-        if call is not None:
+        if worker.flight:
+            commands += self._flight_orphaned(worker, event, now)
+        elif call is not None:
             commands += self._orphaned(call, worker, event.unread, event.reason, now)
         elif worker.packed:
             commands += self._pack_orphaned(worker, event, now)
@@ -540,6 +672,12 @@ class Machine:
         self, call: Call, worker: Worker, unread: bool, reason: str, now: float
     ) -> list[Command]:
         self._detach(call, worker)
+        return self._rest_of_orphan(call, worker, unread, reason, now)
+
+    def _rest_of_orphan(
+        self, call: Call, worker: Worker, unread: bool, reason: str, now: float
+    ) -> list[Command]:
+        """What becomes of a call whose worker has died."""
         if call.stopping:
             return [self._fail(call, call.stopping, now, worker, reason)]
         if self.broken and unread:
@@ -594,7 +732,7 @@ class Machine:
         for worker in list(self._idle.values()):
             if self._active() <= self.max_workers:
                 break
-            if not self._pinned.get(worker.id):
+            if not self._pinned.get(worker.id) and not worker.flight:
                 commands += self._retire(worker, now)
         return commands + self._dispatch(now)
 
@@ -623,6 +761,8 @@ class Machine:
                     commands += self._stop(worker.call, worker, "timeout", now)
                 else:
                     commands += self._start_overdue(worker, now)
+            elif worker.flight and worker.state is not WorkerState.DRAINING:
+                commands += self._tick_beside(worker, now)
             elif worker.look_at is not None and worker.look_at <= now:
                 commands.append(r.Look(worker.id))
             elif worker.kill_at is not None and worker.kill_at <= now:
@@ -647,13 +787,26 @@ class Machine:
             for at in (worker.stop_at, worker.kill_at, worker.look_at)
             if at is not None
         ]
+        if self.slots > 1:
+            times += self._ticks_beside()
         if self.idle_timeout is not None:
-            times += [w.since + self.idle_timeout for w in self._idle.values()]
+            times += [
+                w.since + self.idle_timeout for w in self._idle.values() if not w.flight
+            ]
         # After a failure one starts at a time: its own fate is what is waited for.
         trying = self._failures and self._starting
         if self._lacking() > 0 and not (self._idle or self.broken or trying):
             times.append(self._spawn_at)
         return min(times, default=None)
+
+    def _ticks_beside(self) -> list[float]:
+        return [
+            at
+            for worker in self.workers.values()
+            for call in worker.flight.values()
+            for at in (call.stop_at, call.kill_at)
+            if at is not None
+        ]
 
     @property
     def has_timers(self) -> bool:
@@ -715,7 +868,10 @@ class Machine:
             commands += self._spawn(self._lacking(), now)
         # A pool that shrank lets its surplus workers go as they become idle.
         while self._idle and self._active() > self.max_workers:
-            commands += self._retire(next(iter(self._idle.values())), now)
+            surplus = next((w for w in self._idle.values() if not w.flight), None)
+            if surplus is None:
+                break
+            commands += self._retire(surplus, now)
         return commands
 
     def _dispatch_pinned(self, now: float) -> list[Command]:
@@ -774,9 +930,9 @@ class Machine:
         if state not in r.WORKER_MOVES[before]:
             msg = f"worker {worker.id}: {before.value} to {state.value}"
             raise r.IllegalEvent(msg)
-        if before is WorkerState.IDLE:
+        if before is WorkerState.IDLE or self.slots > 1:
             self._idle.pop(worker.id, None)
-        elif before is WorkerState.STARTING:
+        if before is WorkerState.STARTING:
             self._starting -= 1
         if state is WorkerState.IDLE:
             self._idle[worker.id] = worker
@@ -805,9 +961,17 @@ class Machine:
         assert self._starting == by_state.count(WorkerState.STARTING)
         assert self._draining == by_state.count(WorkerState.DRAINING)
         assert self._packs == sum(w.look_at is not None for w in workers)
-        assert self._timed == sum(w.stop_at is not None for w in workers)
+        limited = sum(w.stop_at is not None for w in workers)
+        limited += sum(c.stop_at is not None for c in calls)
+        limited += sum(c.kill_at is not None for c in calls)
+        assert self._timed == limited
         assert self.has_timers or self._next_tick() is None
-        idle = {w.id for w in workers if w.state is WorkerState.IDLE}
+        idle = {
+            w.id
+            for w in workers
+            if w.state is WorkerState.IDLE
+            or (w.state is WorkerState.BUSY and 0 < len(w.flight) < self.slots)
+        }
         assert set(self._idle) == idle
         assert self.pending == sum(c.state is CallState.PENDING for c in calls)
         for call in calls:
@@ -815,16 +979,15 @@ class Machine:
             running = call.state is CallState.RUNNING
             assert running == (call.worker is not None)
             if call.worker is not None:
-                assert call.worker.call is call or call.worker.pack.get(call.id) is call
+                worker = call.worker
+                assert (
+                    worker.call is call
+                    or worker.pack.get(call.id) is call
+                    or worker.flight.get(call.id) is call
+                )
                 assert self.workers[call.worker.id] is call.worker
         for worker in workers:
-            if worker.state is WorkerState.BUSY:
-                assert (worker.call is None) == worker.packed
-            assert worker.packed or not (worker.pack or worker.look_at)
-            for each in worker.pack.values():
-                assert each.worker is worker
-            if worker.call is not None:
-                assert worker.state in {WorkerState.BUSY, WorkerState.DRAINING}
+            self._validate_worker(worker)
         queued = {entry[1] for entry in self._queue}
         queued.update(*self._pinned.values())
         for call in calls:
@@ -834,3 +997,23 @@ class Machine:
             # Nobody waits beside an idle worker that might take the call.
             free = [c for c in calls if c.state is CallState.PENDING and not c.pinned]
             assert not (free and self._idle)
+
+    def _validate_worker(self, worker: Worker) -> None:
+        if worker.state is WorkerState.BUSY:
+            busy_with = (
+                worker.call is not None,
+                worker.packed,
+                bool(worker.flight),
+            )
+            assert sum(busy_with) == 1
+        places = [call.sent for call in worker.flight.values()]
+        assert places == sorted(places)
+        assert len(places) <= self.slots
+        for each in worker.flight.values():
+            assert each.worker is worker
+            assert worker.state in {WorkerState.BUSY, WorkerState.DRAINING}
+        assert worker.packed or not (worker.pack or worker.look_at)
+        for each in worker.pack.values():
+            assert each.worker is worker
+        if worker.call is not None:
+            assert worker.state in {WorkerState.BUSY, WorkerState.DRAINING}

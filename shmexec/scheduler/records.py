@@ -97,6 +97,8 @@ class Finished(NamedTuple):
     worker: int
     ok: bool
     seconds: float = 0.0
+    begun: bool = True
+    """False if it was never sent."""
 
 
 class PackReplied(NamedTuple):
@@ -123,7 +125,7 @@ class WorkerDead(NamedTuple):
     unread: bool = False
     """It had not taken the call that was sent to it."""
     begun: int = 0
-    """Of a pack, the call that it had begun last; 0 if none."""
+    """Of several calls, the one that it had begun last; 0 if none."""
 
 
 class Cancelled(NamedTuple):
@@ -215,6 +217,13 @@ class Exit(NamedTuple):
     worker: int
 
 
+class Interrupt(NamedTuple):
+    """Have a worker cancel one of its calls, which then replies; others go on."""
+
+    call: int
+    worker: int
+
+
 class Kill(NamedTuple):
     """End a worker: show its stacks and interrupt it, or kill it by ``force``."""
 
@@ -236,6 +245,8 @@ class Fail(NamedTuple):
     """``died``, ``timeout``, ``stopped``, ``broken`` or ``cancelled``."""
     worker: int | None = None
     detail: str = ""
+    gently: bool = False
+    """It ended by itself when it was cancelled; its worker goes on."""
 
 
 class Broke(NamedTuple):
@@ -244,4 +255,16 @@ class Broke(NamedTuple):
     reasons: tuple[str, ...]
 
 
-Command = Send | SendPack | Look | TakeBack | Spawn | Exit | Kill | Drop | Fail | Broke
+Command = (
+    Send
+    | SendPack
+    | Look
+    | TakeBack
+    | Spawn
+    | Exit
+    | Interrupt
+    | Kill
+    | Drop
+    | Fail
+    | Broke
+)
