@@ -413,6 +413,7 @@ def make_actor(
     kwargs: Mapping[str, Any],
     *,
     replicas: int,
+    max_concurrency: int,
     initialize_timeout: float | None,
 ) -> Actor:
     """See :meth:`shmexec.Executor.actor`, which calls it.
@@ -425,6 +426,7 @@ def make_actor(
         args: Its arguments.
         kwargs: Its keyword arguments.
         replicas: How many instances.
+        max_concurrency: How many calls each may have under way.
         initialize_timeout: Seconds that building one may take.
     """
     if not callable(cls):
@@ -433,6 +435,7 @@ def make_actor(
     name = getattr(cls, "__qualname__", None) or type(cls).__qualname__
     name = name.rpartition("<locals>.")[2]
     count = positive_int("replicas", replicas, WORKERS_AT_MOST)
+    slots = positive_int("max_concurrency", max_concurrency)
     limit = seconds_or_none("initialize_timeout", initialize_timeout)
     own = [
         replace(
@@ -444,7 +447,7 @@ def make_actor(
             max_tasks_per_child=None,
             idle_timeout=None,
             call=CallOptions(call.timeout, 0, call.priority),
-            actor=ActorOptions(name, limit),
+            actor=ActorOptions(name, slots, limit),
         )
         for index in range(count)
     ]

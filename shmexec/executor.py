@@ -626,6 +626,7 @@ class Executor(BaseExecutor):
         /,
         *args: Any,
         replicas: int = 1,
+        max_concurrency: int = 1,
         initialize_timeout: float | None = None,
         **kwargs: Any,
     ) -> Actor:
@@ -646,6 +647,11 @@ class Executor(BaseExecutor):
             *args: Its arguments.
             replicas: How many instances, each in a worker. Calls go to the one with the
                 fewest unfinished calls.
+            max_concurrency: Calls that an instance may have under way. With more than
+                one, ``async`` methods and generators run beside each other on the
+                worker's event loop; a plain method holds up the others while it runs.
+                One that times out or is cancelled gets ``asyncio.CancelledError``, and
+                its worker is stopped only if it does not end.
             initialize_timeout: Seconds that building an instance may take; then the
                 actor has failed. Default: no limit.
             **kwargs: Keyword arguments for ``cls``. (For one that is named as those
@@ -673,6 +679,7 @@ class Executor(BaseExecutor):
             args,
             kwargs,
             replicas=replicas,
+            max_concurrency=max_concurrency,
             initialize_timeout=initialize_timeout,
         )
 
@@ -880,6 +887,7 @@ class OptionsView:
         /,
         *args: Any,
         replicas: int = 1,
+        max_concurrency: int = 1,
         initialize_timeout: float | None = None,
         **kwargs: Any,
     ) -> Actor:
@@ -890,6 +898,7 @@ class OptionsView:
             args,
             kwargs,
             replicas=replicas,
+            max_concurrency=max_concurrency,
             initialize_timeout=initialize_timeout,
         )
 

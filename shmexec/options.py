@@ -201,10 +201,12 @@ class ActorOptions:
 
     Attributes:
         name: Of the instance's class.
+        slots: Calls that it may have under way.
         start_timeout: Seconds that its building may take, None for any time.
     """
 
     name: str
+    slots: int = 1
     start_timeout: float | None = None
 
 

@@ -135,6 +135,7 @@ class Pool:
             idle_timeout=options.idle_timeout,
             start_timeout=options.actor.start_timeout if options.actor else None,
             exclusive=options.actor is not None,
+            slots=options.actor.slots if options.actor else 1,
         )
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -164,6 +165,7 @@ class Pool:
             r.Look: lambda command: self._to_look.append(command.worker),
             r.Spawn: lambda command: self._to_spawn.append(command.worker),
             r.Exit: self._exit,
+            r.Interrupt: self._interrupt,
             r.Kill: self._kill,
             r.Drop: self._drop,
             r.Fail: self._fail,
@@ -504,6 +506,9 @@ class Pool:
         if call is not None:
             self._outcomes[call.number] = Outcome(call, None, cancelled=True)
 
+    def _interrupt(self, command: r.Interrupt) -> None:
+        self._tell(self._workers[command.worker], Message(Kind.CANCEL, command.call))
+
     def _kill(self, command: r.Kill) -> None:
         handle = self._workers.get(command.worker)
         if handle is not None:
@@ -518,13 +523,17 @@ class Pool:
         if not future.begin():
             # Cancelled a moment ago; the worker goes on to the next call.
             self._forget(call.number)
-            self._events.append(r.Finished(call.number, handle.number, ok=False))
+            self._events.append(
+                r.Finished(call.number, handle.number, ok=False, begun=False)
+            )
             return
         error = self._give_arenas(call, handle)
         if error is not None:
             self._forget(call.number)
             self._outcomes[call.number] = Outcome(call, None, error=error)
-            self._events.append(r.Finished(call.number, handle.number, ok=False))
+            self._events.append(
+                r.Finished(call.number, handle.number, ok=False, begun=False)
+            )
             return
         self._tell_call(call, handle, call.number)
 

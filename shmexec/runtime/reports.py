@@ -33,7 +33,8 @@ def death(handle: WorkerHandle, code: int | None) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = ", possibly out of memory" if name == "SIGKILL" else ""
+    outside = name == "SIGKILL" and not handle.killed
+    hint = ", possibly out of memory" if outside else ""
     return f"{who} was killed by {name}{hint}"
 
 
@@ -90,6 +91,8 @@ def failure(
     """The error that a call fails with."""
     fault_text = handle.fault_text() if handle is not None else ""
     name = f"{actor.name}.{call.name}" if actor is not None else call.name
+    if command.gently:
+        return _cancelled(command, call, name)
     if command.why == "timeout":
         seconds = call.timeout or 0.0
         return CallTimeout(
@@ -128,3 +131,16 @@ def _afresh(actor: ActorOptions | None, before: str = "") -> str:
         f"{before}Actor {actor.name} is rebuilt from its arguments: its state starts "
         "afresh, and later calls go on with that"
     )
+
+
+def _cancelled(command: r.Fail, call: PackedCall, name: str) -> ShmexecError:
+    """Of a call that ended when it was asked to, beside others."""
+    who = f"call {call.number} of {name}"
+    if command.why == "timeout":
+        seconds = call.timeout or 0.0
+        return CallTimeout(
+            f"{who} ran longer than its timeout of {seconds:g} s and was cancelled; "
+            "other calls go on",
+            seconds=seconds,
+        )
+    return CallStopped(f"{who} was cancelled; other calls go on")

@@ -55,6 +55,7 @@ class WorkerHandle:
         pack: Or the calls, in their order.
         warning: To be given with the result of that call.
         asked: Whether it was asked to end.
+        killed: Whether it was killed by this program.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class WorkerHandle:
         self.copied_out = 0
         self.blocks = (0, 0)
         self.warning = ""
-        self.asked = False
+        self.asked = self.killed = False
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._objects: dict[bytes, weakref.ref[SharedObject]] = {}
         self._objects_gone: deque[bytes] = deque()
@@ -184,6 +185,7 @@ class WorkerHandle:
             has_initializer=options.initializer is not None,
             has_start_limit=options.actor is not None
             and options.actor.start_timeout is not None,
+            slots=options.actor.slots if options.actor is not None else 1,
             inherited=inherited,
             env=dict(os.environ),
             extra_env=options.worker_env,
@@ -333,6 +335,7 @@ class WorkerHandle:
 
     def kill(self) -> None:
         """End it."""
+        self.killed = True
         self.process.signal(getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def fault_text(self) -> str:

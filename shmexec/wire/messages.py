@@ -43,6 +43,7 @@ class Kind(IntEnum):
     ITEM = 17  # worker: the call yielded; more comes
     CREDIT = 18  # parent: call `request` may yield `number` items more; 0: no more
     LOG = 19  # worker: a log record, for the program's loggers
+    CANCEL = 20  # parent: cancel call `request`, one of several that are under way
 
 
 class Mode(IntEnum):

@@ -33,6 +33,15 @@ def awaited(result: Any) -> Any:
     return run(result)
 
 
+def own() -> asyncio.AbstractEventLoop:
+    """This thread's loop, made if need be."""
+    import asyncio
+
+    if _own.loop is None or _own.loop.is_closed():
+        _own.loop = asyncio.new_event_loop()
+    return _own.loop
+
+
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine to its end."""
     import asyncio

@@ -112,6 +112,8 @@ class _Worker:
         self._postponed: deque[Message] = deque()
         self._credits: dict[int, int | None] = {}  # of streams; None: closed
         self._running = False
+        self._initialized = False
+        self._several = False  # calls run several at a time
         self._mark = config.fault_log.number
         self._pid = os.getpid()
         self._thread = threading.get_ident()
@@ -137,8 +139,48 @@ class _Worker:
                     _flush_traces()
                     return
                 self._handle(message)
+                if self._config.slots > 1 and self._initialized:
+                    self._serve_several()
+                    self._clean_up()
+                    event_loop.close()
+                    return
             except _ParentGone:
                 return
+
+    def _serve_several(self) -> None:
+        """Serve calls several at a time, until told to end."""
+        from shmexec.worker.flight import Flight, Hands
+
+        arena = self._memory.arena
+        self._several = True
+        Flight(
+            Hands(
+                descriptor=self._requests.fileno(),
+                postponed=self._postponed,
+                receive_nowait=self._receive_nowait,
+                handle=self._handle,
+                free=self._memory.free,
+                begin=self._begin,
+                unpack=self._unpack,
+                run=self._run,
+                note_running=self._note_running,
+                enter=arena.enter,
+                leave=arena.leave,
+                dump=_dump_as,
+                dump_error=_dump_error,
+                reply=self._reply,
+            )
+        ).serve()
+
+    def _receive_nowait(self) -> Message | None:
+        try:
+            data = self._receiver.receive_nowait()
+        except (EOFError, ConnectionError):
+            raise _ParentGone from None
+        return None if data is None else decode(data)
+
+    def _note_running(self, running: bool) -> None:
+        self._running = running
 
     def _next(self) -> Message:
         if self._postponed:
@@ -147,7 +189,7 @@ class _Worker:
 
     def _receive(self) -> Message:
         """Wait for the parent; what calls left on the event loop goes on meanwhile."""
-        if event_loop.is_needed():
+        if not self._several and event_loop.is_needed():
             event_loop.run_until_readable(self._requests.fileno())
         try:
             return decode(self._receiver.receive())
@@ -262,11 +304,8 @@ class _Worker:
             return Kind.ERROR, pickle_error(error, skip=1)
         if item is END:
             return Kind.RESULT, dump(None, ReplyPickler)
-        try:
-            return Kind.ITEM, dump(item, ReplyPickler)
-        except BaseException as error:  # noqa: BLE001
-            failure = explain(error, {"item": item}, "an item of the stream")
-            return Kind.ERROR, pickle_error(failure)
+        kind, pickled = _dump_as(item, "item")
+        return Kind.ITEM if kind is Kind.RESULT else kind, pickled
 
     def _close(self, steps: Steps) -> tuple[Kind, Pickled]:
         try:
@@ -401,19 +440,16 @@ class _Worker:
             return Kind.ERROR, pickle_error(error, skip=1)
         if not message.request:
             result = None  # an initializer's: nobody asked for it
-        try:
-            return Kind.RESULT, dump(result, ReplyPickler)
-        except BaseException as error:  # noqa: BLE001
-            failure = explain(error, {"result": result}, "the result")
-            if hasattr(type(result), "send") and hasattr(type(result), "throw"):
-                failure.add_note(
-                    "The call returned a generator, which lives in its process only: "
-                    "call it by stream() instead, or return list(...) of it."
-                )
-            return Kind.ERROR, pickle_error(failure)
+        return _dump_as(result, "result")
 
     def _run(
-        self, fn: Callable[..., Any], args: Any, kwargs: Any, *, births: bool
+        self,
+        fn: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        *,
+        births: bool,
+        awaits: bool = True,
     ) -> Any:
         # What an initializer makes is to stay: it belongs into private memory.
         before = self._memory.arena.enter() if births else None
@@ -421,7 +457,7 @@ class _Worker:
             self._running = True
             try:
                 result = fn(*args, **kwargs)
-                if type(result) is CoroutineType:
+                if awaits and type(result) is CoroutineType:
                     return event_loop.run(result)
                 return result
             finally:
@@ -514,6 +550,7 @@ class _Worker:
         """Tell how the initializer went."""
         output.flush()
         if kind is Kind.RESULT:
+            self._initialized = True
             self._send(
                 Message(
                     Kind.READY,
@@ -628,6 +665,24 @@ class _Raises:
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         raise self._error
+
+
+def _dump_as(value: Any, what: str) -> tuple[Kind, Pickled]:
+    """A result, or an item of a stream, or else why it cannot be pickled."""
+    try:
+        return Kind.RESULT, dump(value, ReplyPickler)
+    except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
+        failure = explain(error, {what: value}, f"the {what}")
+        if hasattr(type(value), "send") and hasattr(type(value), "throw"):
+            failure.add_note(
+                f"The {what} is a generator, which lives in its process only: "
+                "call it by stream() instead, or return list(...) of it."
+            )
+        return Kind.ERROR, pickle_error(failure)
+
+
+def _dump_error(error: BaseException) -> tuple[Kind, Pickled]:
+    return Kind.ERROR, pickle_error(error, skip=1)
 
 
 def pickle_error(error: BaseException, *, skip: int = 0) -> Pickled:

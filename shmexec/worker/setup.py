@@ -101,6 +101,7 @@ class WorkerConfig:
     native: bool = False
     has_initializer: bool = False
     has_start_limit: bool = False
+    slots: int = 1
     inherited: Inherited | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     extra_env: Mapping[str, str] = field(default_factory=dict)

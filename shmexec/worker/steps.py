@@ -51,6 +51,14 @@ class Steps:
         except StopAsyncIteration:
             return END
 
+    async def aclose(self) -> None:
+        """As :meth:`close`, on the loop that runs."""
+        other, self._other = self._other, None
+        self.close()
+        aclose = getattr(other, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
     def close(self) -> None:
         """Have a generator run its ``finally``; other iterators are just let go."""
         plain, other = self._plain, self._other

@@ -152,6 +152,112 @@ class AsyncNoting(Noting):
         self.step("cleanup")
 
 
+class Service:
+    """Waits, most of the time, as what it calls does."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.order: list[Any] = []
+        self.released: Any = None
+        self.ended: list[str] = []
+
+    async def wait(self, value: Any = None) -> Any:
+        """Until :meth:`release`."""
+        import asyncio
+
+        self.order.append(value)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        if self.released is None:
+            self.released = asyncio.Event()
+        try:
+            await self.released.wait()
+        except asyncio.CancelledError:
+            self.ended.append(f"cancelled {value}")
+            raise
+        finally:
+            self.now -= 1
+        return value
+
+    async def release(self) -> None:
+        self.released.set()
+
+    def get(self, name: str) -> Any:
+        return getattr(self, name)
+
+    async def same(self, value: Any) -> Any:
+        return value
+
+    async def fail(self, error: BaseException) -> None:
+        raise error
+
+    async def arrays(self, number: int, value: float) -> np.ndarray:
+        import asyncio
+
+        array = np.zeros(number)
+        await asyncio.sleep(0)
+        array += value
+        await asyncio.sleep(0)
+        return array
+
+    async def total(self, array: np.ndarray) -> float:
+        import asyncio
+
+        await asyncio.sleep(0)
+        return float(array.sum())
+
+    async def count(self, number: int) -> AsyncIterator[np.ndarray]:
+        import asyncio
+
+        try:
+            for i in range(number):
+                await asyncio.sleep(0)
+                yield np.full(10_000, i)
+        finally:
+            self.ended.append("count")
+
+    def plain_count(self, number: int) -> Iterator[int]:
+        try:
+            yield from range(number)
+        finally:
+            self.ended.append("plain_count")
+
+    async def fail_in_stream(self) -> AsyncIterator[int]:
+        yield 1
+        raise KeyError("k")
+
+    async def never(self, gate: Barrier) -> AsyncIterator[int]:
+        import asyncio
+
+        gate.arrive()
+        try:
+            await asyncio.Event().wait()
+            yield 1
+        finally:
+            self.ended.append("never")
+
+    async def stubborn(self, gate: Barrier) -> None:
+        import asyncio
+
+        gate.arrive()
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+
+    async def die(self) -> None:
+        kill_me()
+
+    def block(self, gate: Barrier) -> None:
+        gate.arrive()
+        while True:
+            signal.pause()
+
+    async def write(self, array: np.ndarray) -> None:
+        array[0] = 1
+
+
 def make_counter(start: int) -> Counter:
     """A function that makes an instance."""
     return Counter(start)

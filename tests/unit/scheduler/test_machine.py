@@ -501,3 +501,70 @@ def test_an_exclusive_worker_is_replaced_only_when_it_is_gone():
     assert pool.after(KILL_AFTER) == []
     assert pool.after(EXIT_WITHIN) == [r.Kill(1, force=True)]
     assert pool(r.WorkerDead(1, "killed")) == [r.Spawn(2)]
+
+
+# -- several calls in a worker -----------------------------------------------------------
+
+
+def test_calls_share_a_worker_as_far_as_it_has_slots():
+    pool = Pool(1, slots=2).with_ready(1)
+    assert pool.submit(1, 2, 3) == [r.Send(1, 1), r.Send(2, 1)]
+    assert pool(r.Finished(2, 1, ok=True)) == [r.Send(3, 1)]
+    assert pool(r.Finished(1, 1, ok=True)) == []
+    assert pool(r.Finished(3, 1, ok=True)) == []
+    assert pool.machine.workers[1].state is WorkerState.IDLE
+
+
+def test_each_of_them_has_its_own_time_out_and_is_asked_to_end():
+    pool = Pool(1, slots=3).with_ready(1)
+    pool.submit(1, timeout=2.0)
+    pool.submit(2, timeout=1.0)
+    pool.submit(3)
+    assert pool.after(1.0) == [r.Interrupt(2, 1)]
+    failed = r.Fail(2, "timeout", 1, gently=True)
+    assert pool(r.Finished(2, 1, ok=False)) == [failed]
+    assert pool.after(1.0) == [r.Interrupt(1, 1)]
+    assert pool(r.Finished(3, 1, ok=True)) == []
+
+
+def test_one_that_does_not_end_costs_the_worker_and_all_it_had_begun():
+    pool = Pool(1, slots=3, exclusive=True).with_ready(1)
+    pool.submit(1, 2, 3, 4)
+    assert pool(r.Cancelled(2, running=True)) == [r.Interrupt(2, 1)]
+    assert pool(r.Cancelled(2, running=True)) == []
+    assert pool.after(KILL_AFTER) == [r.Kill(1)]
+    assert pool(r.Finished(1, 1, ok=True)) == []
+    assert pool.after(KILL_AFTER) == [r.Kill(1, force=True)]
+    stopped, died, spawned = pool(r.WorkerDead(1, "gone", begun=3))
+    assert (stopped.call, stopped.why) == (2, "stopped")
+    assert (died.call, died.why) == (3, "died")
+    assert (
+        died.detail
+        == "gone (it was stopped, since call 2 was cancelled and did not end)"
+    )
+    assert spawned == r.Spawn(2)
+    assert pool(r.WorkerReady(2)) == [r.Send(4, 2)]
+
+
+def test_what_was_sent_but_not_begun_when_it_died_waits_again():
+    pool = Pool(1, slots=3).with_ready(1)
+    pool.submit(1, 2, 3)
+    [died, spawned] = pool(r.WorkerDead(1, "gone", begun=1))
+    assert (died.call, spawned) == (1, r.Spawn(2))
+    assert pool(r.WorkerReady(2)) == [r.Send(2, 2), r.Send(3, 2)]
+
+
+def test_what_was_sent_before_one_that_has_finished_had_begun():
+    pool = Pool(1, slots=3).with_ready(1)
+    pool.submit(1, 2, 3)
+    pool(r.Finished(2, 1, ok=True))
+    # The mark is that of a call which is done.
+    [died, _] = pool(r.WorkerDead(1, "gone", begun=2))
+    assert died.call == 1
+
+
+def test_one_that_was_never_sent_says_nothing_of_those_before():
+    pool = Pool(1, slots=3).with_ready(1)
+    pool.submit(1, 2)
+    pool(r.Finished(2, 1, ok=False, begun=False))
+    assert pool(r.WorkerDead(1, "gone")) == [r.Spawn(2)]
