@@ -928,6 +928,8 @@ class Pool:
         not_begun, begun = handle.call_not_begun(), handle.begun()
         self._wanting = [want for want in self._wanting if want.handle is not handle]
         if handle.number in self._machine.workers:
+            if self._machine.workers[handle.number].late:
+                reason = f"{reason}\n{handle.fault_text()}"
             if self._machine.workers[handle.number].packed:
                 self._on_results(handle, handle.logged(begun), ended=False)
             self._handle(r.WorkerDead(handle.number, reason, not_begun, begun))

@@ -32,6 +32,9 @@ BACKOFF_AT_MOST = 10.0
 KILL_AFTER = 0.1
 """Seconds between the interrupt of a call that must stop and the kill."""
 
+CANCEL_WITHIN = 0.3
+"""Seconds that one call of several has to end when it is cancelled."""
+
 PACK_AT_MOST = 128
 """Calls in a pack."""
 
@@ -428,7 +431,7 @@ class Machine:
         self._end_call_limits(call)
         if worker.state is WorkerState.DRAINING:
             return []
-        call.kill_at = now + KILL_AFTER
+        call.kill_at = now + CANCEL_WITHIN
         self._timed += 1
         return [r.Interrupt(call.id, worker.id)]
 

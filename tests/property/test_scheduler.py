@@ -544,7 +544,8 @@ class Scheduling(RuleBasedStateMachine):
         machine = self.machine
         if any(c.pending and c.event.worker is None for c in self.calls.values()):
             active = [each for each in self.processes.values() if not each.draining]
-            assert active or machine.next_tick() is not None
+            dying = machine.exclusive and any(p.killed for p in self.processes.values())
+            assert active or dying or machine.next_tick() is not None
 
     def go_on(self):
         """Every process does the next thing that is expected of it."""

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import KILL_AFTER, Machine
+from shmexec.scheduler.machine import CANCEL_WITHIN, Machine
 
 
 class Process:
@@ -126,7 +126,7 @@ class Sharing(RuleBasedStateMachine):
         patience = [
             number
             for number, at in process.asked_to_cancel.items()
-            if number in process.sent + process.open and self.now >= at + KILL_AFTER
+            if number in process.sent + process.open and self.now >= at + CANCEL_WITHIN
         ]
         assert patience, "no call refused to end"
         process.interrupted = True
@@ -361,8 +361,8 @@ class Sharing(RuleBasedStateMachine):
 
 TestSharing = Sharing.TestCase
 TestSharing.settings = settings(
-    max_examples=80,
-    stateful_step_count=50,
+    max_examples=70,
+    stateful_step_count=40,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),

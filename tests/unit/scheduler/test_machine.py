@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import BACKOFF, EXIT_WITHIN, KILL_AFTER, Machine
+from shmexec.scheduler.machine import (
+    BACKOFF,
+    CANCEL_WITHIN,
+    EXIT_WITHIN,
+    KILL_AFTER,
+    Machine,
+)
 from shmexec.scheduler.records import CallState, WorkerState
 
 
@@ -532,7 +538,7 @@ def test_one_that_does_not_end_costs_the_worker_and_all_it_had_begun():
     pool.submit(1, 2, 3, 4)
     assert pool(r.Cancelled(2, running=True)) == [r.Interrupt(2, 1)]
     assert pool(r.Cancelled(2, running=True)) == []
-    assert pool.after(KILL_AFTER) == [r.Kill(1)]
+    assert pool.after(CANCEL_WITHIN) == [r.Kill(1)]
     assert pool(r.Finished(1, 1, ok=True)) == []
     assert pool.after(KILL_AFTER) == [r.Kill(1, force=True)]
     stopped, died, spawned = pool(r.WorkerDead(1, "gone", begun=3))
