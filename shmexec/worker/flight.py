@@ -16,6 +16,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from contextvars import ContextVar
 from time import perf_counter
 from types import CoroutineType, coroutine
 from typing import Any, NamedTuple
@@ -27,6 +28,13 @@ from shmexec.worker.notes import note_read_only
 from shmexec.worker.steps import END, Steps
 
 Outcome = tuple[Kind, Pickled]
+
+_call: ContextVar[int] = ContextVar("shmexec_call", default=0)
+
+
+def running_call() -> int | None:
+    """The number of the call that this code belongs to."""
+    return _call.get() or None
 
 
 class Hands(NamedTuple):
@@ -133,6 +141,7 @@ class Flight:
         """Call the function; None if it goes on in a task."""
         hands = self._hands
         called: tuple[Callable[..., Any], Any, Any] | None = None
+        token = _call.set(message.request)  # tasks that begin here have it, too
         try:
             fn, args, kwargs = called = hands.unpack(message)
             made = hands.run(fn, args, kwargs, births=True, awaits=False)
@@ -140,6 +149,8 @@ class Flight:
             if called:
                 note_read_only(error, *called)
             return hands.dump_error(error)
+        finally:
+            _call.reset(token)
         if message.number:
             self._credits[message.request] = _Credit(message.number)
         elif type(made) is not CoroutineType:
@@ -175,6 +186,7 @@ class Flight:
         hands = self._hands
         # In this task's own context: arrays of other tasks are none of this call's.
         before = hands.enter()
+        _call.set(message.request)
         try:
             if message.number:
                 return await self._stream(message, made)

@@ -134,15 +134,12 @@ class _Worker:
             try:
                 message = self._next()
                 if message.kind is Kind.EXIT:
-                    self._clean_up()
-                    event_loop.close()
-                    _flush_traces()
+                    self._end()
                     return
                 self._handle(message)
                 if self._config.slots > 1 and self._initialized:
                     self._serve_several()
-                    self._clean_up()
-                    event_loop.close()
+                    self._end()
                     return
             except _ParentGone:
                 return
@@ -534,6 +531,12 @@ class _Worker:
         if self._config.has_start_limit:
             self._send(Message(Kind.READY, 1))
 
+    def _end(self) -> None:
+        """What comes last, if nothing went wrong."""
+        self._clean_up()
+        event_loop.close()
+        _flush_traces()
+
     def _clean_up(self) -> None:
         """Let an actor give back what it holds; tell what it raises."""
         actor = sys.modules.get("shmexec.worker.actor")
@@ -608,6 +611,10 @@ class _Worker:
         forward(forwarder, config.log_level)
 
     def _running_call(self) -> int | None:
+        if self._several:
+            from shmexec.worker.flight import running_call
+
+            return running_call()
         if not self._running:
             return None
         return int.from_bytes(os.pread(self._mark, MARK_BYTES, 0), "little") or None

@@ -243,3 +243,16 @@ def test_if_it_cannot_be_built(executor, tmp_path):
 def test_its_size_is_checked(executor):
     with pytest.raises(ValueError, match="max_concurrency"):
         executor.actor(Service, max_concurrency=0)
+
+
+def test_log_records_say_which_call_they_belong_to(executor, caplog):
+    with executor.actor(Service, max_concurrency=4) as node, caplog.at_level("WARNING"):
+        futures = [node.log(f"call {i}") for i in range(3)]
+        for future in futures:
+            future.result()
+        records = [r for r in caplog.records if r.name == "service"]
+    numbers = {}
+    for record in records:
+        numbers.setdefault(record.getMessage().split()[1], set()).add(record.call_id)
+    assert sorted(map(len, numbers.values())) == [1, 1, 1]
+    assert len(set.union(*numbers.values())) == 3
