@@ -21,6 +21,7 @@ NONE = "-"
 
 FAMILIES = {
     "noop": "Calls that do nothing",
+    "threads": "Single rows from many threads",
     "in": "An array in",
     "out": "An array out, made by the call",
     "both": "An array there and back",
