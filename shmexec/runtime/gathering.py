@@ -251,6 +251,7 @@ class Gatherer:
         if gone is not None and not gone.held_up:
             gone.close()
         self._open_gates()
+        self._look_if_idle()
 
     def _queue_full(self) -> QueueFull:
         limit = self._grouping.max_queue
@@ -292,9 +293,9 @@ class Gatherer:
                     if batch is None:
                         break
                     held_up = self._hand_out(batch)
-                self._open_gates()
                 if not held_up:
                     self._start(batch)
+                self._open_gates()
         finally:
             self._pumping.active = False
 
@@ -307,6 +308,7 @@ class Gatherer:
 
     def _start(self, batch: Gathered) -> None:
         """Send a batch that was taken."""
+        call = None
         try:
             if not batch.start():
                 self._end(batch, 0)
@@ -315,7 +317,12 @@ class Gatherer:
             call = self._backend.submit(self._fn, args, kwargs, self._options)
             call.add_done_callback(partial(self._finish, batch))
         except BaseException as error:
-            self._end(batch, batch.fail(error))
+            failed = batch.fail(error)
+            if call is None:
+                self._end(batch, failed)
+            else:
+                # An interrupt. The call has the memory until it ends; twice is harmless.
+                call.add_done_callback(partial(self._finish, batch))
             if not isinstance(error, Exception):
                 raise
 
@@ -372,10 +379,15 @@ class Gatherer:
         with self._lock:
             self._failed += failed
             self._unsettled.discard(batch)
-            idle, spares = [], []
-            if self._is_idle():
-                idle, self._idle = self._idle, []
-                spares, self._spares = self._spares, []
+        self._look_if_idle()
+
+    def _look_if_idle(self) -> None:
+        """If nothing goes on: let memory go, and who waits for that."""
+        with self._lock:
+            if not self._is_idle():
+                return
+            idle, self._idle = self._idle, []
+            spares, self._spares = self._spares, []
         _close(spares)
         _open(idle)
 

@@ -433,6 +433,20 @@ def test_who_waits_for_an_item(busy, gate):
     assert seen[2:] == ["done"] * 2
 
 
+def test_memory_is_given_back_if_the_last_item_is_cancelled(make_executor):
+    executor = make_executor(1)
+    with executor.batcher(
+        lambda x: x[:, 0], max_delay=1000, max_batch_size=2
+    ) as batcher:
+        item = np.ones(LARGE // 8)
+        pair = [batcher(item), batcher(item)]
+        last = batcher(item)
+        assert [future.result(LONG) for future in pair] == [1, 1]
+        last.cancel()
+        assert wait_until(lambda: not batcher._gatherer._unsettled)
+        assert not batcher._gatherer._spares
+
+
 def test_an_item_that_runs_is_not_cancelled(busy, gate):
     batcher = busy()
     first = occupy(batcher, gate)
