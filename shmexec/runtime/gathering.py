@@ -314,7 +314,8 @@ class Gatherer:
                 self._end(batch, 0)
                 return
             args, kwargs = batch.arguments(self._mode)
-            call = self._backend.submit(self._fn, args, kwargs, self._options)
+            submit = self._backend.submit
+            call = batch.context.run(submit, self._fn, args, kwargs, self._options)
             call.add_done_callback(partial(self._finish, batch))
         except BaseException as error:
             failed = batch.fail(error)

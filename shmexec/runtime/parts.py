@@ -7,6 +7,7 @@ import threading
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future as BaseFuture, InvalidStateError
 from concurrent.futures._base import FINISHED, RUNNING
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -116,6 +117,8 @@ class Gathered(Batch):
         held_up: Whether it would have started, or ended, but for these.
         running: Whether it was taken to be run, and its result has not come.
         started: When it did.
+        context: That of the thread or task whose item came first: the call's is taken
+            from it, whoever starts the batch.
     """
 
     def __init__(self, key: Hashable, number: int, opened: float) -> None:
@@ -127,6 +130,7 @@ class Gathered(Batch):
         self.held_up = False
         self.running = False
         self.started = 0.0
+        self.context = copy_context()
 
     def has_rows(self) -> bool:
         """Whether there is a row for one more item."""

@@ -133,6 +133,28 @@ def test_in_coroutines_and_streams(make_executor):
     assert call(executor, calls.get_request) == "unset"
 
 
+def test_a_batch_has_that_of_its_first_item(make_executor, gate):
+    executor = make_executor(1, context=[REQUEST])
+
+    def label(x):
+        return [(REQUEST.get("unset"), float(each)) for each in x]
+
+    busy = executor.submit(calls.through, gate)
+    gate.arrived()
+    with executor.batcher(label, max_batch_size=2) as predict:
+
+        def submit(i):
+            REQUEST.set(i)
+            return predict(np.float64(i))
+
+        futures = [in_copy(submit, i) for i in range(5)]
+        gate.open()
+        busy.result(LONG)
+        got = [future.result(LONG) for future in futures]
+    assert [value for _, value in got] == [*range(5)]
+    assert all(0 <= value - first < 2 for first, value in got)
+
+
 def test_arrays_and_objects_as_values(executor):
     large = np.arange(50_000.0)
 
