@@ -213,3 +213,34 @@ def test_a_long_callback_holds_nobody_up(make_executor):
     finally:
         leave.set()
     assert both == [8, 8]
+
+
+def test_a_callback_that_waits_is_not_left_by_the_thread_that_reads(
+    make_executor, make_gate
+):
+    """The dispatcher is in that callback: nobody else is there to read the reply."""
+    executor = make_executor(2)
+    executor.broadcast(calls.pid)
+    first, second = make_gate(), make_gate()
+    inside, go_on, done = (threading.Event() for _ in range(3))
+
+    def wait_for_another(_future):
+        inside.set()
+        assert go_on.wait(20)
+        executor.submit(calls.through, second).result(20)
+        done.set()
+
+    executor.submit(calls.pid).add_done_callback(wait_for_another)
+    assert inside.wait(20)
+    other = executor.submit(calls.through, first)
+    reader = threading.Thread(target=other.result)
+    reader.start()
+    leading = executor._pool.leading
+    assert wait_until(leading._lead.locked)
+    go_on.set()
+    assert wait_until(lambda: leading._followers)
+    second.arrived()
+    first.open()
+    reader.join(20)
+    second.open()
+    assert done.wait(10)
