@@ -598,9 +598,11 @@ class _Batches:
     def _settle(self) -> None:
         """After a failure: nobody shall write into the output any more."""
         running = [future for *_, future in self._pending if not future.cancelled()]
-        for future in running:
-            if not future.done() and isinstance(future, Future):
-                future.cancel(running=True)
+        stopped = [
+            future
+            for future in running
+            if isinstance(future, Future) and future.cancel(running=True)
+        ]
         # Each ends when its worker has replied, or is gone: it is killed in 0.1 s.
-        wait(running)
+        wait(stopped)
         self._pending.clear()
