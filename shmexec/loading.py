@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from shmexec.executor import Executor
 from shmexec.figures import Stats
-from shmexec.options import default_workers
+from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
 from shmexec.scripts import Script
 
 __all__ = ["LoadedScript", "load"]
@@ -81,7 +81,11 @@ def load(
         ...         model.double(21).result()
         42
     """
-    number = default_workers(1) if workers is None else workers
+    number = (
+        default_workers(1)
+        if workers is None
+        else positive_int("workers", workers, WORKERS_AT_MOST)
+    )
     executor = Executor(number, **settings)
     try:
         script = executor.script(path, cache=cache, autoreload=autoreload)

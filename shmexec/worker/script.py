@@ -196,6 +196,7 @@ def _load(source: Source) -> Loaded:
     module = _new_module(source, package)
     name = module.__name__
     hidden = _hide_neighbours(source.path, folder)
+    foreign = _hide_foreign(folder)
     before = dict(sys.modules)
     sys.modules[name] = module
     by_value = _put_first(folder)
@@ -205,22 +206,21 @@ def _load(source: Source) -> Loaded:
         # As it was: the version before may go on.
         for other in _new_neighbours(before, folder):
             _forget(other)
-        for other, its in hidden.items():
-            _restore(other, its)
+        _restore(hidden | foreign)
         if name in before:
             sys.modules[name] = before[name]
         raise
     neighbours = _neighbours(before, folder)
     neighbours.pop(name, None)
-    for other, its in hidden.items():
-        if not lies_in(its, folder) and other not in sys.modules:
-            _restore(other, its)
+    left = {n: its for n, its in hidden.items() if n not in sys.modules}
+    _restore({n: its for n, its in left.items() if not lies_in(its, folder)} | foreign)
     version = source.digest.hex()
     scripted.mark(module, version)
     for other, its in neighbours.items():
         if by_value or other.startswith(package):
             scripted.mark(its, version)
-            cloudpickle.register_pickle_by_value(its)
+            if sys.modules.get(its.__name__) is its:  # else it is by value in any case
+                cloudpickle.register_pickle_by_value(its)
     return Loaded(source.digest, module, folder, neighbours)
 
 
@@ -304,6 +304,36 @@ def _hide_neighbours(path: str, folder: str) -> dict[str, types.ModuleType]:
     return hidden
 
 
+def _hide_foreign(folder: str) -> dict[str, types.ModuleType]:
+    """Take away modules of the program's that have the names of neighbours.
+
+    Functions that are submitted by name may be of those: they come back after loading.
+    """
+    offered = {
+        entry.name.removesuffix(".py")
+        for entry in os.scandir(folder)
+        if entry.name.endswith(".py")
+        or os.path.exists(os.path.join(entry.path, "__init__.py"))
+    } - {"__main__", *sys.stdlib_module_names}
+    hidden = {
+        name: module
+        for name, module in list(sys.modules.items())
+        if name.split(".", 1)[0] in offered
+        and _is_of_the_program(name.split(".", 1)[0], folder)
+    }
+    for name in hidden:
+        _forget(name)
+    return hidden
+
+
+def _is_of_the_program(name: str, folder: str) -> bool:
+    """Whether a module is neither installed nor a neighbour."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not isinstance(file, str) or file.startswith(os.path.join(folder, "")):
+        return False
+    return "site-packages" not in file and "dist-packages" not in file
+
+
 def _forget(name: str) -> None:
     """Have the next import of a module load it."""
     module = sys.modules.pop(name)
@@ -313,11 +343,12 @@ def _forget(name: str) -> None:
         del owner[last]
 
 
-def _restore(name: str, module: types.ModuleType) -> None:
-    sys.modules[name] = module
-    parent, _, last = name.rpartition(".")
-    if parent in sys.modules:
-        vars(sys.modules[parent])[last] = module
+def _restore(modules: dict[str, types.ModuleType]) -> None:
+    for name, module in modules.items():
+        sys.modules[name] = module
+        parent, _, last = name.rpartition(".")
+        if parent in sys.modules:
+            vars(sys.modules[parent])[last] = module
 
 
 def _neighbours(
@@ -344,14 +375,14 @@ def _new_neighbours(
     }
 
 
-def lies_in(module: types.ModuleType, folder: str) -> bool:
+def lies_in(module: object, folder: str) -> bool:
     """Whether a module is a neighbour of the scripts in a folder."""
     file = getattr(module, "__file__", None)
-    if not isinstance(file, str):
+    if not (isinstance(module, types.ModuleType) and isinstance(file, str)):
         return False
     inside = file.startswith(os.path.join(folder, ""))
     # An environment may lie in the folder as well: its packages are no neighbours.
-    return inside and "site-packages" not in file[len(folder) :]
+    return inside and "-packages" not in file[len(folder) :]
 
 
 def _find(version: str) -> None:

@@ -170,6 +170,40 @@ def test_scripts_of_one_name_and_their_neighbours_are_apart(make_executor, write
     ]
 
 
+def test_a_module_of_the_program_with_the_name_of_a_neighbour(
+    make_executor, write, monkeypatch, tmp_path
+):
+    write(
+        "def name(): return 'program'\ndef again(): return 'too'\ndef late(): return 3",
+        "program/clashing_helper.py",
+    )
+    write("def name(): return 'script'", "script/clashing_helper.py")
+    monkeypatch.syspath_prepend(tmp_path / "program")
+    import clashing_helper
+
+    try:
+        executor = make_executor(1)
+        assert executor.submit(clashing_helper.name).result() == "program"
+        text = "import clashing_helper\ndef f(): return clashing_helper.name()"
+        model = executor.script(write(text, "script/model.py"))
+        assert model.f().result() == "script"
+        assert executor.submit(clashing_helper.again).result() == "too"
+        with pytest.raises(ZeroDivisionError):
+            executor.script(write(f"{text}\n1 / 0", "script/broken.py"))
+        assert executor.submit(clashing_helper.late).result() == 3
+    finally:
+        del sys.modules["clashing_helper"]
+
+
+def test_more_functions_than_a_worker_keeps(make_executor, write):
+    defined = "".join(f"def f{i}():\n    return count()\n" for i in range(300))
+    model = make_executor(1).script(
+        write(f"n = 0\ndef count():\n    global n\n    n += 1\n    return n\n{defined}")
+    )
+    numbers = [model[f"f{i % 300}"]() for i in range(400)]
+    assert [f.result() for f in numbers] == [*range(1, 401)]
+
+
 def test_its_main_block_does_not_run(executor, write):
     model = executor.script(
         write("x = 1\nif __name__ == '__main__':\n    x = 2\ndef f(): return x")
@@ -731,6 +765,8 @@ def test_load_takes_workers_and_settings(write, monkeypatch):
     with shmexec.load(path, workers=2, name="models") as model:
         assert model.stats().max_workers == 2
         assert model.stats().name == "models"
+    with pytest.raises(ValueError, match="workers must"):
+        shmexec.load(path, workers=0)
     with pytest.raises(TypeError, match="no_such_setting"):
         shmexec.load(path, no_such_setting=1)
 
