@@ -59,12 +59,14 @@ class Future(BaseFuture[T]):
 
     def set_result(self, result: T) -> None:
         """For the pool only."""
-        if self.keep is not None:
-            self.keep(result)
         with self._lock:
             if self.settled:
                 msg = f"{self._state}: {self!r}"
                 raise InvalidStateError(msg)
+            if self.keep is not None:
+                # Here, since several threads may resolve a call: nobody has the result
+                # before it is kept, and who comes late has none.
+                self.keep(result)
             self._result = result
             self._state = FINISHED
             for waiter in self._waiters:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from concurrent.futures import InvalidStateError
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -225,6 +226,17 @@ def test_each_value_of_a_blob_is_its_own_and_writable(array):
 def test_what_cannot_be_pickled_has_no_blob():
     assert Blob.of(threading.Lock()) is None
     assert Blob.of(lambda: 5).value()() == 5
+
+
+def test_who_resolves_a_call_again_keeps_nothing():
+    kept = []
+    future = shmexec.Future()
+    future.keep = kept.append
+    future.add_done_callback(lambda done: kept.append(done.result() + 1))
+    future.set_result(1)
+    with pytest.raises(InvalidStateError):
+        future.set_result(None)
+    assert kept == [1, 2]
 
 
 # -- stores ----------------------------------------------------------------------------
