@@ -94,8 +94,8 @@ examples:
       shmexec serve model.py
   shmexec serve model.py --workers 2 --socket /run/user/1000/model.sock --timeout 60
 
-exit codes: 0 end of input or shutdown, 1 the script cannot be loaded, 2 bad arguments,
-130 Ctrl-C, 143 terminated
+exit codes: 0 end of input or shutdown, 1 the script cannot be loaded or replies not be
+written, 2 bad arguments, 130 Ctrl-C, 143 terminated
 """
 
 _DEMO_DESCRIPTION = """\

@@ -184,6 +184,7 @@ class _Server:
         self._lock = threading.Lock()
         self._sessions: set[Session] = set()
         self._shut_down = False
+        self._failure: OSError | None = None
         self._service = ScriptService(
             script,
             workers=options.workers,
@@ -245,7 +246,11 @@ class _Server:
             raise
 
     def serve(self) -> None:
-        """Until the only client's input has ended, a shutdown, or a signal."""
+        """Until the only client's input has ended, a shutdown, or a signal.
+
+        Raises:
+            CommandError: Replies could not be written.
+        """
         stops = 0
         # Woken by clients that come, sessions that end, requests to shut down, signals.
         # After a stop sessions end in time, whatever their clients and calls do.
@@ -254,6 +259,9 @@ class _Server:
             if stops < self._stops:
                 stops = self._stops
                 self._stop(self._options.grace if stops == 1 else 0.0)
+        if self._failure is not None:
+            msg = f"cannot write replies: {self._failure.strerror}"
+            raise CommandError(msg, code=1)
 
     def _stop(self, grace: float) -> None:
         if self._listener is not None:
@@ -299,6 +307,7 @@ class _Server:
         with self._lock:
             self._sessions.discard(session)
             self._full = False
+            self._failure = self._failure or session.failure
         self._waker.wake()
 
     def _ask_to_shut_down(self) -> None:

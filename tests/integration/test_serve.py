@@ -8,6 +8,8 @@ import select
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -470,6 +472,18 @@ def test_a_client_that_goes_takes_its_calls_along(tmp_path: Path) -> None:
         server.process.stdout.close()
         assert server.wait() == 0
         assert not psutil.pid_exists(server.holder)
+
+
+def test_replies_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "requests").write_text('{"jsonrpc":"2.0","id":1,"method":"health"}')
+    command = [sys.executable, "-m", "shmexec", "serve", "model.py"]
+    with open(tmp_path / "requests") as requests, open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, cwd=tmp_path, stdin=requests, stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"cannot write replies: No space left on device\n")
 
 
 def test_a_grandchild_that_holds_all_pipes_holds_up_nobody(tmp_path: Path) -> None:

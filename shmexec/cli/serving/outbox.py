@@ -31,14 +31,14 @@ class Outbox:
     Args:
         client: Where to write.
         written: Told by how many requests have been answered.
-        lost: Told that the client cannot be written to.
+        lost: Told why the client cannot be written to.
     """
 
     def __init__(
         self,
         client: Client,
         written: Callable[[int], None],
-        lost: Callable[[], None],
+        lost: Callable[[OSError], None],
     ) -> None:
         self._client = client
         self._written = written
@@ -133,8 +133,8 @@ class Outbox:
             try:
                 if line and not self._client.write(line + b"\n", self._given_up):
                     return
-            except OSError:
-                self._lost()
+            except OSError as error:
+                self._lost(error)
                 return
             del line  # it may be long, and the wait for the next one, too
             if answered:

@@ -134,6 +134,9 @@ class Session:
         grace: Seconds after the end of input in which calls may finish; then they are
             cancelled.
         ended: Called at the very end, in a thread of the session.
+
+    Attributes:
+        failure: Why replies could not be written, if it is not that the client went.
     """
 
     def __init__(
@@ -145,6 +148,7 @@ class Session:
         grace: float,
         ended: Callable[[Session], None],
     ) -> None:
+        self.failure: OSError | None = None
         self._client = client
         self._service = service
         self._max_line = max_line
@@ -349,7 +353,9 @@ class Session:
         if awaited:
             self._waker.wake()
 
-    def _on_lost(self) -> None:
+    def _on_lost(self, error: OSError) -> None:
+        if not isinstance(error, ConnectionError):
+            self.failure = error
         self._lost = True
         self._waker.wake()
 
