@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
+import random
 import select
 import signal
 import socket
@@ -12,6 +14,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -635,3 +639,79 @@ def test_sigterm_reaches_every_client(at_socket: Server, tmp_path: Path) -> None
         assert one.receive()["id"] == held
         assert one.receive() is None
     assert at_socket.wait() == 128 + signal.SIGTERM
+
+
+class Nuisance:
+    """A client that does anything that a client may do, and some things it may not."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.path = path
+        self.random = random.Random(seed)
+
+    def __call__(self) -> None:
+        with SocketTalk(self.path) as talk:
+            with suppress(ConnectionError):
+                for _ in range(self.random.randrange(1, 30)):
+                    talk.send_raw(self.line())
+                    if self.random.random() < 0.3:
+                        with suppress(BlockingIOError):
+                            size = 1 << self.random.randrange(1, 20)
+                            talk.socket.recv(size, socket.MSG_DONTWAIT)
+                if self.random.random() < 0.5:
+                    talk.socket.shutdown(socket.SHUT_WR)
+                    while talk.socket.recv(1 << 20):
+                        pass
+
+    def line(self) -> bytes:
+        chance = self.random.random()
+        if chance < 0.1:
+            return self.random.randbytes(self.random.randrange(3000)) + b"\n"
+        message: Any = self.request()
+        if chance < 0.3:
+            message = [self.request() for _ in range(self.random.randrange(4))]
+        data = json.dumps(message).encode()
+        if chance < 0.4:
+            data = data[: self.random.randrange(len(data))]
+        return data + b"\n"
+
+    def request(self) -> dict[str, Any]:
+        method, params = self.random.choice(
+            [
+                ("call", ["echo", ["x" * self.random.randrange(20_000)]]),
+                ("call", ["large", [self.random.randrange(10**6)]]),
+                ("call", ["misuse"]),
+                ("call", ["die"]) if self.random.random() < 0.2 else ("health", []),
+                ("call", ["echo", [1], {}, 0.001]),
+                ("stream", ["count_up", [self.random.randrange(500)]]),
+                ("stream", ["endless", [str(self.path.parent)]]),
+                ("cancel", [self.random.randrange(10)]),
+                ("stats", []),
+            ]
+        )
+        request = {"jsonrpc": "2.0", "method": method, "params": params}
+        if self.random.random() < 0.9:
+            request["id"] = self.random.randrange(10)
+        return request
+
+
+@pytest.mark.stress
+def test_clients_of_all_kinds(tmp_path: Path) -> None:
+    with Server(
+        tmp_path, "--socket", "s", "--workers", "2", "--grace", "0.2"
+    ) as server:
+        assert wait_until(lambda: "listens at" in server.stderr())
+        path = tmp_path / "s"
+        with ThreadPoolExecutor(6) as threads:
+            futures = [threads.submit(Nuisance(path, seed)) for seed in range(100)]
+            for future in futures:
+                future.result()
+        with SocketTalk(path) as talk:
+            assert wait_until(lambda: talk.ask("stats")["clients"] == 1)
+            assert talk.ask("health")["status"] == "ok"
+            assert wait_until(lambda: talk.ask("health")["running"] == 0)
+            assert talk.call("echo", 1) == [[1], {}]
+            descriptors = psutil.Process(server.process.pid).num_fds()
+            assert descriptors < 60, "some are left open"
+            assert "Traceback" not in server.stderr()
+            assert talk.ask("shutdown") is None
+        assert server.wait() == 0
