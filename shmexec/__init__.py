@@ -22,7 +22,9 @@ _HOME = {
     "LoadedScript": "shmexec.loading",
     "MemoryStats": "shmexec.figures",
     "Script": "shmexec.scripts",
+    "Pipeline": "shmexec.pipelines",
     "Shared": "shmexec.wire.objects",
+    "Stage": "shmexec.pipelines",
     "Stats": "shmexec.figures",
     "Stream": "shmexec.runtime.streams",
     "WorkerStats": "shmexec.figures",
@@ -51,6 +53,7 @@ __all__ = [
     "LoadedScript",
     "MemoryStats",
     "MemoryWarning",
+    "Pipeline",
     "PoolBroken",
     "PoolClosed",
     "QueueFull",
@@ -61,6 +64,7 @@ __all__ = [
     "Shared",
     "SharedMemoryFull",
     "ShmexecError",
+    "Stage",
     "Stats",
     "Stream",
     "UnknownFunction",
@@ -103,6 +107,7 @@ if TYPE_CHECKING:
     from shmexec.figures import BatcherStats, MemoryStats, Stats, WorkerStats
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.loading import LoadedScript, load
+    from shmexec.pipelines import Pipeline, Stage
     from shmexec.runtime.futures import Future
     from shmexec.runtime.streams import Stream
     from shmexec.scripts import FunctionInfo, Script

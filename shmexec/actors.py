@@ -287,6 +287,11 @@ class _Replica(Protocol):
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Future[Any]: ...
 
+    def submit_sealed(self, method: str, *item: Any) -> Future[Any]:
+        """As `submit`, of what `seal` or a call like this one gave; gives such, too."""
+
+    def seal(self, item: Any) -> Any: ...
+
     def stream(
         self,
         method: str,
@@ -322,6 +327,14 @@ class _Remote:
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Future[Any]:
         return self._pool.submit(call_method, (method, *args), kwargs, self._options)
+
+    def submit_sealed(self, method: str, *parcel: Any) -> Future[Any]:
+        return self._pool.submit(
+            call_method, (method, *parcel), {}, self._options, sealed=True
+        )
+
+    def seal(self, item: Any) -> Any:
+        return self._pool.seal(item)
 
     def stream(
         self,
@@ -364,6 +377,12 @@ class _Local:
         self._check()
         call = self._instance.call
         return self._pool.submit(call, (method, args, kwargs), {}, self._options.call)
+
+    def submit_sealed(self, method: str, *item: Any) -> Future[Any]:
+        return self.submit(method, item, {})
+
+    def seal(self, item: Any) -> Any:
+        return item
 
     def stream(
         self,

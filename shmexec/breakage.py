@@ -64,10 +64,10 @@ class PoolBroken(ShmexecError, BrokenProcessPool):
 
 
 class QueueFull(ShmexecError, queue.Full):
-    """A batcher has as many items waiting as it may, and waiting for room is not allowed.
+    """As many items wait as may, and waiting for room is not allowed.
 
     Attributes:
-        limit: How many that is (``max_queue``).
+        limit: How many that is (a batcher's ``max_queue``, a pipeline's ``buffersize``).
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("limit",)

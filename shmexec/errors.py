@@ -12,7 +12,7 @@
     ├── UnknownFunction        a script has no function of that name (AttributeError)
     ├── WrongArguments         a script's function does not take them (TypeError)
     ├── SharedMemoryFull       over the budget and not allowed to wait (MemoryError)
-    ├── QueueFull              a batcher takes no more items now (queue.Full)
+    ├── QueueFull              no more items are taken now (queue.Full)
     └── PoolClosed             used after shutdown, or in a forked child (RuntimeError)
 
 An exception that user code raised in a worker arrives as itself, with

@@ -31,6 +31,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from concurrent.futures import Executor as BaseExecutor
 from contextvars import ContextVar
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from shmexec.actors import Actor
     from shmexec.batcher import Batcher, OnFull
     from shmexec.figures import Stats
+    from shmexec.pipelines import Pipeline
     from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
@@ -172,7 +174,7 @@ class Executor(BaseExecutor):
         self._max_workers = self._options.max_workers  # Dask reads it
         self._warned = False
         self._pool = _make_pool(self._options)
-        self._actors: weakref.WeakSet[Actor] = weakref.WeakSet()
+        self._actors: weakref.WeakSet[Actor | Pipeline] = weakref.WeakSet()
         # Calls that were submitted still finish, as in the standard library.
         self._finalizer = weakref.finalize(self, _abandon, self._pool, self._actors)
         self._finalizer.atexit = False
@@ -699,6 +701,52 @@ class Executor(BaseExecutor):
         self._warn_of_growth()
         return actor
 
+    def pipeline(self, *stages: Any, buffersize: int = 2) -> Pipeline:
+        """Chain stages, each in a worker of its own.
+
+        Items go through all of them, in order. What a stage returns is passed on from its
+        worker to the next one by reference: arrays do not come to this process in
+        between, and are not copied.
+
+        The workers are none of the pool's, as those of actors; they end with the
+        executor. ``timeout`` holds for each item in each stage.
+
+        Args:
+            *stages: Each is a class, a tuple ``(Class, *args)``, a function of one item,
+                or a :class:`shmexec.Stage`. A class has a method ``process(item)``, or
+                ``__call__(item)``, which returns one item (and may be ``async``). It may
+                have ``flush()``, see :class:`shmexec.Pipeline`, and ``initialize()`` and
+                ``cleanup()`` as actors have.
+            buffersize: Items that may wait before each stage.
+
+        Returns:
+            The pipeline: ``map`` and ``submit`` send items through it.
+
+        Raises:
+            TypeError: If a stage is nothing of that kind.
+            SerializationError: If one cannot be pickled; names stage and attribute.
+            PoolClosed: After :meth:`shutdown`.
+
+        Example:
+            >>> import numpy as np, shmexec
+            >>> with shmexec.Executor(1) as ex:
+            ...     pipe = ex.pipeline(np.sqrt, np.negative)
+            ...     [float(y) for y in pipe.map([1.0, 4.0, 9.0])]
+            [-1.0, -2.0, -3.0]
+        """
+        return self._pipeline(self._options.call, stages, buffersize)
+
+    def _pipeline(
+        self, options: CallOptions, stages: Sequence[Any], buffersize: int
+    ) -> Pipeline:
+        from shmexec.pipelines import make_pipeline
+
+        self._pool.check_open()
+        made = make_pipeline(self._options, options, stages, buffersize, self)
+        self._actors.add(made)
+        self._warn_of_growth()
+        return made
+
     def broadcast(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
         """Run a call once in every worker, starting all of them; waits for the results.
 
@@ -781,7 +829,7 @@ def _make_pool(options: Options) -> Pool | InlinePool:
     return Pool(options)
 
 
-def _abandon(pool: Pool | InlinePool, actors: Iterable[Actor]) -> None:
+def _abandon(pool: Pool | InlinePool, actors: Iterable[Actor | Pipeline]) -> None:
     """The executor was garbage-collected."""
     pool.abandon()
     for actor in list(actors):
@@ -920,3 +968,7 @@ class OptionsView:
             max_queue=max_queue,
             on_full=on_full,
         )
+
+    def pipeline(self, *stages: Any, buffersize: int = 2) -> Pipeline:
+        """As :meth:`Executor.pipeline`; ``timeout`` and priority are its calls'."""
+        return self._executor._pipeline(self._options, stages, buffersize)  # noqa: SLF001
