@@ -444,5 +444,6 @@ def _make_actor(
         (),
         {},
         replicas=stage.replicas,
+        max_concurrency=1,
         initialize_timeout=None,
     )
