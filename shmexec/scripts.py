@@ -171,8 +171,6 @@ class ScriptFile:
         ):
             try:
                 self._renew(again=False)
-            except FileNotFoundError:
-                pass  # it is just being replaced, perhaps
             finally:
                 self._loading.release()
         return self.version
@@ -200,15 +198,24 @@ class ScriptFile:
         Args:
             again: Also if it was looked at as it is now, and could not be loaded.
         """
-        self._seen, contents = self._read()
+        try:
+            self._seen, contents = self._read()
+        except OSError:
+            if again:
+                raise
+            return False  # it is just being replaced, perhaps
         digest = _digest(contents)
         if digest == self.version.source.digest:
             self._looked_at = digest
             return False
         if digest == self._looked_at and not again:
             return False
+        try:
+            self.version = self._load(contents, digest)
+        except Exception:  # not if it was interrupted: then it is tried again
+            self._looked_at = digest
+            raise
         self._looked_at = digest
-        self.version = self._load(contents, digest)
         return True
 
     def _load(self, contents: bytes, digest: bytes) -> _Version:

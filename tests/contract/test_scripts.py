@@ -727,6 +727,10 @@ def test_autoreload(make_executor, write):
     with pytest.raises(ZeroDivisionError):
         model.count()
     assert model.count().result() == "new"  # told once
+    write("def count(): return 2\nopen('/no/such/weights')")
+    with pytest.raises(FileNotFoundError, match="weights"):
+        model.count()
+    assert model.count().result() == "new"
     path.unlink()
     assert model.count().result() == "new"
     write("def count(): return 'mended'")
