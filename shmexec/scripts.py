@@ -442,11 +442,9 @@ def _keep(store: Store, key: bytes, result: object) -> None:
 def _unknown(path: str, name: str, names: tuple[str, ...]) -> UnknownFunction:
     close = difflib.get_close_matches(str(name), names, 1, 0.4)
     closest = close[0] if close else None
-    parts = [f"{path} has no function {name!r}"]
-    if closest is not None:
-        parts.append(f"did you mean {closest!r}?")
-    parts.append(f"It has {', '.join(names) or 'none'}")
-    return UnknownFunction("; ".join(parts), names=names, closest=closest)
+    hint = f"; did you mean {closest!r}?" if closest is not None else "."
+    msg = f"{path} has no function {name!r}{hint} It has {', '.join(names) or 'none'}"
+    return UnknownFunction(msg, names=names, closest=closest)
 
 
 class ScriptFunction:
