@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from collections import deque
-from select import select
 
 from shmexec.wire.messages import LARGEST, MalformedMessage
 
@@ -109,12 +109,14 @@ class Sender:
 class Receiver:
     """The worker's reading end: blocks until a whole message is there."""
 
-    __slots__ = ("_framer", "_ready", "_sock")
+    __slots__ = ("_framer", "_poll", "_ready", "_sock")
 
     def __init__(self, sock: socket.socket, *, packets: bool) -> None:
         self._sock = sock
         self._framer = None if packets else Framer()
         self._ready: deque[bytes] = deque()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
 
     def receive(self) -> bytes:
         """The next message; ``EOFError`` when the parent is gone."""
@@ -133,9 +135,12 @@ class Receiver:
 
     def receive_nowait(self) -> bytes | None:
         """The next message if it is there; ``EOFError`` when the parent is gone."""
-        if not self._ready and not select((self._sock,), (), (), 0)[0]:
-            return None
-        return self.receive()  # messages are small: what has begun comes whole
+        # Messages are small: what has begun comes whole.
+        return self.receive() if self.has_more() else None
+
+    def has_more(self) -> bool:
+        """Whether a message is there, or the parent is gone."""
+        return bool(self._ready or self._poll.poll(0))
 
 
 _TAG = struct.Struct("<Q")

@@ -114,6 +114,7 @@ class _Worker:
         self._running = False
         self._initialized = False
         self._several = False  # calls run several at a time
+        self._forgot = False  # shared objects, which may hold memory until collected
         self._mark = config.fault_log.number
         self._pid = os.getpid()
         self._thread = threading.get_ident()
@@ -182,6 +183,12 @@ class _Worker:
     def _next(self) -> Message:
         if self._postponed:
             return self._postponed.popleft()
+        if self._forgot and not self._receiver.has_more():
+            # Once for many: it takes as long as a hundred calls.
+            self._forgot = False
+            gc.collect()  # an object may be part of a circle, and large
+            for leases in in_batches(self._memory.ended()):
+                self._send(Message(Kind.RETURNED, leases=leases))
         return self._receive()
 
     def _receive(self) -> Message:
@@ -569,9 +576,7 @@ class _Worker:
     def _define(self, message: Message) -> None:
         if objects.is_key(message.key):
             objects.forget(message.key)
-            gc.collect()  # it may be part of a circle, and large
-            for leases in in_batches(self._memory.ended()):
-                self._send(Message(Kind.RETURNED, leases=leases))
+            self._forgot = True
             return
         if not message.payload:
             self._functions.pop(message.key, None)
