@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 from shmexec import aio
 from shmexec.errors import SerializationError
@@ -206,6 +206,13 @@ class Actor:
         if wait:
             for each in self._replicas:
                 each.shutdown(wait=True, cancel_futures=cancel_futures)
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            "an Actor cannot be pickled: its calls come from the program that made it; "
+            "return what is to be called next instead"
+        )
+        raise TypeError(msg)
 
     async def __aenter__(self) -> Self:
         return self

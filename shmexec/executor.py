@@ -21,6 +21,7 @@ The tour of one array, from ``submit()`` to ``result()``:
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import (
@@ -832,7 +833,14 @@ def _make_pool(options: Options) -> Pool | InlinePool:
 def _abandon(pool: Pool | InlinePool, actors: Iterable[Actor | Pipeline]) -> None:
     """The executor was garbage-collected."""
     pool.abandon()
-    for actor in list(actors):
+    held = list(actors)
+    if held:
+        # A finalizer takes no lock: this thread may have it.
+        threading.Thread(target=_close_all, args=(held,)).start()
+
+
+def _close_all(actors: list[Actor | Pipeline]) -> None:
+    for actor in actors:
         actor.close(wait=False)
 
 

@@ -95,7 +95,7 @@ class Flight:
                 if message.kind is Kind.CALL:
                     self._hands.free(message.leases)
                     self._begin(message)
-                else:
+                elif not self._is_about_call(message):
                     self._hands.handle(message)
         except BaseException as error:  # noqa: BLE001  (nobody above would see it)
             self._fail(error)
@@ -106,15 +106,20 @@ class Flight:
 
     def _take_in(self) -> None:
         while (message := self._hands.receive_nowait()) is not None:
-            if message.kind is Kind.CANCEL:
-                self._cancel(message.request)
-            elif message.kind is Kind.CREDIT:
-                self._hands.free(message.leases)
-                credit = self._credits.get(message.request)
-                if credit is not None:
-                    credit.give(message.number)
-            else:
+            if not self._is_about_call(message):
                 self._hands.postponed.append(message)
+
+    def _is_about_call(self, message: Message) -> bool:
+        """Whether it was about a call that has begun, or never shall; if so, it is done."""
+        if message.kind is Kind.CANCEL:
+            self._cancel(message.request)
+            return True
+        credit = self._credits.get(message.request)
+        if message.kind is not Kind.CREDIT or credit is None:
+            return False  # if the stream has not begun, its turn comes after that
+        self._hands.free(message.leases)
+        credit.give(message.number)
+        return True
 
     def _cancel(self, request: int) -> None:
         task = self._tasks.get(request)

@@ -337,7 +337,7 @@ class _Worker:
 
     def _postpone(self, message: Message) -> None:
         """Keep a message for later, unless it is about the stream that runs."""
-        if message.kind is not Kind.CREDIT:
+        if message.kind is not Kind.CREDIT or self._several:
             self._postponed.append(message)
             return
         self._memory.free(message.leases)

@@ -25,6 +25,7 @@ class Counter:
         self.value = start
         self.step = step
         self.seen: list[Any] = []
+        self.failures = 0
         self.size = 5
 
     @property
@@ -56,6 +57,7 @@ class Counter:
             signal.pause()
 
     def fail(self, error: BaseException) -> None:
+        self.failures += 1
         raise error
 
     async def later(self, value: Any) -> tuple[Any, int]:
@@ -65,7 +67,11 @@ class Counter:
         return value, id(asyncio.get_running_loop())
 
     async def fail_later(self, error: BaseException) -> None:
+        self.failures += 1
         raise error
+
+    def get_failures(self) -> int:
+        return self.failures
 
     def count(self, number: int) -> Iterator[int]:
         try:
@@ -206,13 +212,13 @@ class Service:
         await asyncio.sleep(0)
         return float(array.sum())
 
-    async def count(self, number: int) -> AsyncIterator[np.ndarray]:
+    async def count(self, number: int, size: int = 10_000) -> AsyncIterator[np.ndarray]:
         import asyncio
 
         try:
             for i in range(number):
                 await asyncio.sleep(0)
-                yield np.full(10_000, i)
+                yield np.full(size, i)
         finally:
             self.ended.append("count")
 

@@ -402,6 +402,26 @@ def test_a_cleanup_that_hangs_is_killed_and_told(
     assert is_gone(*gate.arrived())
 
 
+def test_a_cleanup_that_kills_its_worker_is_told(executor, tmp_path):
+    node = executor.actor(Noting, tmp_path / "log", {"cleanup": "kill"})
+    node.work().result()
+    with pytest.warns(RuntimeWarning, match="SIGKILL.*after it was asked to end"):
+        node.close()
+    assert node.state == "closed"
+
+
+def test_a_failed_method_is_not_run_again(node):
+    for name in ("fail_later", "fail"):
+        with pytest.raises(ValueError, match="once"):
+            node.call(name, ValueError("once")).result()
+    assert node.get_failures().result() == 2
+
+
+def test_a_handle_cannot_be_sent(executor, node):
+    with pytest.raises(shmexec.SerializationError, match="an Actor cannot be pickled"):
+        executor.submit(calls.same, node).result()
+
+
 # -- failures --------------------------------------------------------------------------
 
 

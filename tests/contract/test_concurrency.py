@@ -140,6 +140,37 @@ def test_a_stream_that_waits_is_stopped(node, gate):
     assert node.stats()[0].worker_deaths == 0
 
 
+def test_streams_that_wait_for_room_lose_no_credit(node):
+    streams = [node.stream("count", 20, 10**6, buffersize=2) for _ in range(5)]
+    rows = [[int(item[0]) for item in row] for row in zip(*streams, strict=True)]
+    assert rows == [[i] * 5 for i in range(20)]
+
+
+def test_a_stream_is_closed_before_it_has_begun(executor, gate):
+    with executor.actor(Counter, max_concurrency=3) as node:
+        waiting = node.wait(gate)
+        gate.arrived()
+        node.count(10**9).close()
+        gate.open()
+        waiting.result()
+        assert wait_until(lambda: node.state == "ready")
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_call_is_cancelled_before_it_has_begun(executor, gate):
+    with executor.actor(Counter, max_concurrency=3) as node:
+        waiting = node.wait(gate)
+        gate.arrived()
+        calls = [node.add("no"), node.add("yes")]
+        assert calls[0].cancel(running=True)
+        gate.open()
+        waiting.result()
+        assert calls[1].result() == 1
+        with pytest.raises(CancelledError):
+            calls[0].result()
+        assert node.what().result() == [None, ("yes",)]
+
+
 # -- calls that must stop ------------------------------------------------------------------
 
 
