@@ -237,6 +237,8 @@ class Leading:
         tick = pool.seconds_to_tick()
         if tick is not None and (timeout is None or tick < timeout):
             timeout = tick
+        if pool.has_unread():
+            timeout = 0.0  # an interrupt struck between reading it and handling it
         events = self.poller.poll(timeout)
         for descriptor, event in events:
             if descriptor == self.waker.fileno:

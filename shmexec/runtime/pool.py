@@ -1047,6 +1047,10 @@ class Pool:
         """Whether workers are to be started."""
         return bool(self._to_spawn)
 
+    def has_unread(self) -> bool:
+        """Whether something came that was not handled yet."""
+        return bool(self._inbox or self._ended)
+
     def has_resolutions(self) -> bool:
         """Whether futures are to be resolved, or something printed is to be written."""
         outputs = self.outputs

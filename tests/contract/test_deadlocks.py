@@ -244,3 +244,27 @@ def test_a_callback_that_waits_is_not_left_by_the_thread_that_reads(
     reader.join(20)
     second.open()
     assert done.wait(10)
+
+
+def test_an_interrupt_between_reading_a_reply_and_handling_it(make_executor):
+    executor = make_executor(1)
+    executor.submit(calls.pid).result()
+    pool = executor._pool
+    process = pool.process
+
+    def interrupted(*, ticking):
+        if pool._inbox and threading.current_thread() is threading.main_thread():
+            pool.process = process
+            raise KeyboardInterrupt
+        process(ticking=ticking)
+
+    pool.process = interrupted
+    for i in range(1000):
+        future = executor.submit(calls.add, i, 1)
+        try:
+            future.result(20)
+        except KeyboardInterrupt:  # this thread had read it
+            break
+    else:
+        pytest.fail("this thread never read a reply")
+    assert future.result(10) == i + 1
