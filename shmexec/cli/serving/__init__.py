@@ -6,6 +6,9 @@
 ``methods``     what can be asked for, with which parameters; pure
 ``service``     the loaded script, and what its failures look like in a reply
 ``transport``   a client's descriptors; the Unix socket
+``calls``       a request on its way, and its reply
+``outbox``      what waits to be written, and the thread that writes it
+``files``       arrays in ``.npy`` files
 ``session``     one client: reads requests, has them carried out, writes replies
 ==============  ======================================================================
 

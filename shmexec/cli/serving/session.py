@@ -27,13 +27,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
 
 from shmexec.cli.serving import jsonrpc
-from shmexec.cli.serving.files import make_saver, open_array
+from shmexec.cli.serving.calls import (
+    Batch,
+    Call,
+    outcome,
+    read_arguments,
+    stop_running,
+    success,
+)
+from shmexec.cli.serving.files import make_saver
 from shmexec.cli.serving.jsonrpc import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -50,7 +57,7 @@ from shmexec.cli.serving.methods import check_params
 from shmexec.cli.serving.outbox import Outbox
 from shmexec.cli.serving.service import Items, Service, describe
 from shmexec.cli.serving.transport import Client, Waker
-from shmexec.cli.serving.values import SaveArray, read_values, write_value
+from shmexec.cli.serving.values import SaveArray, write_value
 from shmexec.deadline import Deadline
 from shmexec.errors import SharedMemoryFull
 
@@ -59,69 +66,9 @@ __all__ = ["FLUSH", "IN_FLIGHT", "Session"]
 IN_FLIGHT: Final = 1000
 """Requests of one client that are read and not answered yet, at most."""
 FLUSH: Final = 5.0
-"""Seconds in which cancelled calls must end, and the client read what is left."""
+"""Seconds in which cancelled calls must end, and the client read some of what is left."""
 
 _FOREVER = Deadline(None)
-
-
-class _Batch:
-    """The replies to a batch, which go out together; the writer's alone."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._missing = size
-        self._replies: list[bytes] = []
-
-    def add(self, reply: bytes) -> tuple[bytes, int]:
-        """Keep a reply (empty: none); with the last one, all that is to be written."""
-        self._missing -= 1
-        if reply:
-            self._replies.append(reply)
-        if self._missing:
-            return b"", 0
-        return jsonrpc.batch(self._replies) if self._replies else b"", self.size
-
-
-class _Call:
-    """A request, from when it was read to when its reply is written."""
-
-    def __init__(self, identity: Id, batch: _Batch | None, *, silent: bool) -> None:
-        self.id = identity
-        self.batch = batch
-        self.silent = silent
-        self._lock = threading.Lock()
-        self._stop: Callable[[], object] | None = None
-        self._over = self._cancelled = False
-
-    def started(self, stop: Callable[[], object]) -> None:
-        """It was submitted, and ``stop`` stops it: at once, if that was asked for."""
-        with self._lock:
-            self._stop = None if self._over else stop
-            cancelled = self._cancelled
-        if cancelled:
-            stop()
-
-    def cancel(self) -> bool:
-        """Stop it, now or when it is submitted; whether it was not over."""
-        with self._lock:
-            if self._over:
-                return False
-            self._cancelled = True
-            stop = self._stop
-        if stop is not None:
-            stop()
-        return True
-
-    def check(self) -> None:
-        """Raise CancelledError if it was cancelled."""
-        if self._cancelled:
-            raise CancelledError
-
-    def end(self) -> None:
-        """Let go of what would stop it: the future's callback must not hold itself."""
-        with self._lock:
-            self._over = True
-            self._stop = None
 
 
 class Session:
@@ -157,8 +104,8 @@ class Session:
         self._ended = ended
         # Guards what follows, for moments only.
         self._lock = threading.Lock()
-        self._calls: dict[Id, _Call] = {}
-        self._nameless: set[_Call] = set()
+        self._calls: dict[Id, Call] = {}
+        self._nameless: set[Call] = set()
         self._streams: set[threading.Thread] = set()
         self._in_flight = 0
         self._awaits_room = False
@@ -207,11 +154,6 @@ class Session:
         with self._lock:
             self._stopped = Deadline(grace)
         self._waker.wake()
-
-    def join(self, deadline: Deadline) -> bool:
-        """Wait for the end; whether it came in time."""
-        self._reader.join(deadline.remaining())
-        return not self._reader.is_alive()
 
     def in_flight(self) -> int:
         """Requests that are not answered yet."""
@@ -263,7 +205,7 @@ class Session:
                 msg = f"a batch may have {IN_FLIGHT} requests, not {len(message)}"
                 message = _refused(msg)
             else:
-                batch = _Batch(len(message))
+                batch = Batch(len(message))
         messages = message if isinstance(message, list) else [message]
         if self._admit(len(messages)):
             for each in messages:
@@ -281,9 +223,9 @@ class Session:
                 self._awaits_room = True
             self._wait(_FOREVER)
 
-    def _begin(self, message: Message, batch: _Batch | None) -> None:
+    def _begin(self, message: Message, batch: Batch | None) -> None:
         silent = isinstance(message, Request) and message.is_notification
-        call = _Call(message.id, batch, silent=silent)
+        call = Call(message.id, batch, silent=silent)
         try:
             if isinstance(message, Refused):
                 raise message.error
@@ -293,7 +235,7 @@ class Session:
         except Exception as error:  # noqa: BLE001  (it becomes the reply)
             self._fail(call, describe(error, INTERNAL_ERROR))
 
-    def _enter(self, call: _Call) -> None:
+    def _enter(self, call: Call) -> None:
         """Make the call known, so that it can be cancelled."""
         with self._lock:
             if call.silent or call.id is None:
@@ -308,12 +250,15 @@ class Session:
         """Let calls finish; cancel them when the time is up; give up, if need be."""
         ended = Deadline(self._grace)
         last: Deadline | None = None
+        written = 0
         while self._is_busy():
             # A stop may have come, and cut the time short.
             deadline = last or self._stopped or ended
             if deadline.passed():
-                if last is not None:
+                progress, written = self._client.written > written, self._client.written
+                if last is not None and (self._stopped or not progress):
                     return
+                # A client that reads slowly gets its replies, unless the server ends.
                 deadline = last = Deadline(FLUSH)
                 self._stop_calls()
             self._wait(deadline)
@@ -361,7 +306,7 @@ class Session:
 
     # -- the caller --------------------------------------------------------------------
 
-    def _later(self, method: Callable[..., None], call: _Call, **params: Any) -> None:
+    def _later(self, method: Callable[..., None], call: Call, **params: Any) -> None:
         self._to_call.put(partial(self._carry_out, method, call, params))
 
     def _call_all(self) -> None:
@@ -369,7 +314,7 @@ class Session:
             begin()
 
     def _carry_out(
-        self, method: Callable[..., None], call: _Call, params: dict[str, Any]
+        self, method: Callable[..., None], call: Call, params: dict[str, Any]
     ) -> None:
         while True:
             try:
@@ -386,10 +331,10 @@ class Session:
 
     # -- outcomes, from any thread -----------------------------------------------------
 
-    def _reply(self, call: _Call, make: Callable[[], bytes]) -> None:
+    def _reply(self, call: Call, make: Callable[[], bytes]) -> None:
         self._outbox.put(partial(self._line, call, make))
 
-    def _line(self, call: _Call, make: Callable[[], bytes]) -> tuple[bytes, int]:
+    def _line(self, call: Call, make: Callable[[], bytes]) -> tuple[bytes, int]:
         """In the writer: the reply's line. Its id is free before the client sees it."""
         reply = b"" if call.silent else make()
         call.end()
@@ -399,17 +344,17 @@ class Session:
                 del self._calls[call.id]
         return call.batch.add(reply) if call.batch else (reply, 1)
 
-    def _fail(self, call: _Call, error: RpcError) -> None:
+    def _fail(self, call: Call, error: RpcError) -> None:
         self._reply(call, partial(jsonrpc.failure, call.id, error))
 
-    def _answer(self, call: _Call, result: object) -> None:
-        self._reply(call, partial(_success, call.id, result, None))
+    def _answer(self, call: Call, result: object) -> None:
+        self._reply(call, partial(success, call.id, result, None))
 
     # -- methods -----------------------------------------------------------------------
 
     def _call(
         self,
-        call: _Call,
+        call: Call,
         function: str,
         args: list[Any],
         kwargs: dict[str, Any],
@@ -417,16 +362,16 @@ class Session:
         arrays: dict[str, Any] | None,
     ) -> None:
         save = make_saver(arrays)
-        args, kwargs = _arguments(args, kwargs)
+        args, kwargs = read_arguments(args, kwargs)
         future = self._service.call(function, args, kwargs, timeout)
-        call.started(partial(_cancel_running, future))
+        call.started(partial(stop_running, future))
         future.add_done_callback(
-            lambda done: self._reply(call, partial(_outcome, call.id, done, save))
+            lambda done: self._reply(call, partial(outcome, call.id, done, save))
         )
 
     def _stream(
         self,
-        call: _Call,
+        call: Call,
         function: str,
         args: list[Any],
         kwargs: dict[str, Any],
@@ -438,7 +383,7 @@ class Session:
             msg = "a stream needs an id, by which its items are known"
             raise RpcError(INVALID_REQUEST, msg)
         save = make_saver(arrays)
-        args, kwargs = _arguments(args, kwargs)
+        args, kwargs = read_arguments(args, kwargs)
         items = self._service.stream(function, args, kwargs, timeout, buffersize)
         call.started(items.cancel)
         thread = threading.Thread(
@@ -457,7 +402,7 @@ class Session:
             items.cancel()
             raise
 
-    def _run_stream(self, call: _Call, items: Items, save: SaveArray | None) -> None:
+    def _run_stream(self, call: Call, items: Items, save: SaveArray | None) -> None:
         try:
             number = self._pass_items(call, items, save)
             call.check()  # a stream that is cancelled between two items just ends
@@ -469,7 +414,7 @@ class Session:
             with self._lock:
                 self._streams.discard(threading.current_thread())
 
-    def _pass_items(self, call: _Call, items: Items, save: SaveArray | None) -> int:
+    def _pass_items(self, call: Call, items: Items, save: SaveArray | None) -> int:
         identity = jsonrpc.to_json(call.id)
         number = 0
         for item in items:
@@ -482,7 +427,7 @@ class Session:
             number += 1
         return number
 
-    def _cancel(self, call: _Call, id: Any) -> None:  # noqa: A002  (the parameter's name)
+    def _cancel(self, call: Call, id: Any) -> None:  # noqa: A002  (the parameter's name)
         if isinstance(id, bool) or not isinstance(id, str | int | float):
             msg = "params.id must be a text or a number"
             raise RpcError(INVALID_PARAMS, msg)
@@ -490,16 +435,16 @@ class Session:
             found = self._calls.get(id)
         self._answer(call, found is not None and found.cancel())
 
-    def _functions(self, call: _Call) -> None:
+    def _functions(self, call: Call) -> None:
         self._answer(call, self._service.functions())
 
-    def _health(self, call: _Call) -> None:
+    def _health(self, call: Call) -> None:
         self._answer(call, self._service.health())
 
-    def _stats(self, call: _Call) -> None:
+    def _stats(self, call: Call) -> None:
         self._answer(call, self._service.stats())
 
-    def _shutdown(self, call: _Call) -> None:
+    def _shutdown(self, call: Call) -> None:
         # The reply is in the outbox before the end begins, and so is written.
         self._answer(call, None)
         self._service.shutdown()
@@ -507,32 +452,3 @@ class Session:
 
 def _refused(message: str) -> Refused:
     return Refused(None, RpcError(INVALID_REQUEST, message))
-
-
-def _arguments(
-    args: list[Any], kwargs: dict[str, Any]
-) -> tuple[list[Any], dict[str, Any]]:
-    args = read_values(args, open_array, "params.args")
-    return args, {
-        key: read_values(value, open_array, f"params.kwargs.{key}")
-        for key, value in kwargs.items()
-    }
-
-
-def _cancel_running(future: Future[Any]) -> None:
-    future.cancel(running=True)  # type: ignore[call-arg]
-
-
-def _outcome(identity: Id, future: Future[Any], save: SaveArray | None) -> bytes:
-    try:
-        result = future.result()
-    except BaseException as error:  # noqa: BLE001  (SystemExit, too: the call's own)
-        return jsonrpc.failure(identity, describe(error))
-    return _success(identity, result, save)
-
-
-def _success(identity: Id, result: object, save: SaveArray | None) -> bytes:
-    try:
-        return jsonrpc.success(identity, write_value(result, save, "result"))
-    except Exception as error:  # noqa: BLE001  (it becomes the reply)
-        return jsonrpc.failure(identity, describe(error, INTERNAL_ERROR))

@@ -71,9 +71,13 @@ class Client:
     Args:
         source: Descriptor to read from; this object owns it from here on.
         sink: Descriptor to write to, likewise; may be the same one.
+
+    Attributes:
+        written: Bytes that were written.
     """
 
     def __init__(self, source: int, sink: int) -> None:
+        self.written = 0
         self._source, self._sink = source, sink
         mode = os.fstat(sink).st_mode
         self._socket = socket.socket(fileno=sink) if stat.S_ISSOCK(mode) else None
@@ -140,7 +144,9 @@ class Client:
             if any(descriptor == stop for descriptor, _ in poll.poll()):
                 return False
             with suppress(BlockingIOError):
-                left = left[self._write_some(left[: self._portion]) :]
+                size = self._write_some(left[: self._portion])
+                self.written += size
+                left = left[size:]
         return True
 
     def _write_some(self, data: memoryview) -> int:

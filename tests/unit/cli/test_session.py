@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from shmexec.cli.serving import session
 from shmexec.cli.serving.session import IN_FLIGHT, Session
 from shmexec.cli.serving.transport import Client
-from shmexec.deadline import Deadline
 from shmexec.errors import SharedMemoryFull
 from tests.waiting import LONG, wait_until
 
@@ -96,7 +96,6 @@ class Conversation:
         self.ours.close()
         self.service.room.set()
         assert self.ended.wait(LONG)
-        assert self.session.join(Deadline(LONG))
 
 
 @pytest.fixture
@@ -165,12 +164,12 @@ def test_what_is_in_flight_is_bounded(conversation: Conversation) -> None:
     conversation.ours.sendall(json.dumps(batch).encode() + b"\n")
     service.futures[0].set_result(0)
     assert conversation.receive() == ("x0", 0)
-    assert conversation.session.in_flight() == IN_FLIGHT - 4
+    assert wait_until(lambda: conversation.session.in_flight() == IN_FLIGHT - 4)
     assert len(service.futures) == IN_FLIGHT - 3
     service.futures[1].set_result(1)
     assert conversation.receive() == ("x1", 1)
     assert wait_until(lambda: len(service.futures) == IN_FLIGHT + 2)
-    assert conversation.session.in_flight() == IN_FLIGHT
+    assert wait_until(lambda: conversation.session.in_flight() == IN_FLIGHT)
     for future in service.futures[-5:]:
         future.set_result(None)
     assert len(json.loads(conversation.file.readline())) == 5
@@ -188,6 +187,35 @@ def test_the_grace_after_the_end_of_input() -> None:
     talk.ours.shutdown(socket.SHUT_WR)
     assert talk.receive() == (1, -32003)
     assert talk.file.readline() == b""
+    talk.close()
+
+
+def test_a_client_that_never_reads_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "FLUSH", 0.05)
+    talk = Conversation(grace=0.01)
+    talk.send(1, "call", "f")
+    assert wait_until(lambda: talk.service.futures)
+    talk.service.futures[0].set_result("x" * 2_000_000)
+    talk.ours.shutdown(socket.SHUT_WR)
+    assert talk.ended.wait(LONG)
+    talk.close()
+
+
+@pytest.mark.stress
+def test_a_client_that_reads_slowly_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "FLUSH", 1.0)
+    talk = Conversation(grace=0.01)
+    talk.send(1, "call", "f")
+    assert wait_until(lambda: talk.service.futures)
+    talk.service.futures[0].set_result("x" * 4_000_000)
+    talk.ours.shutdown(socket.SHUT_WR)
+    found = b""
+    while data := talk.ours.recv(200_000):
+        found += data
+        threading.Event().wait(0.1)
+    assert len(found) > 4_000_000
     talk.close()
 
 
