@@ -119,6 +119,7 @@ def _private_descriptors() -> Iterator[tuple[int, int]]:
     Yields:
         Copies of both, which no other program inherits; closed at the end.
     """
+    _have_stderr()
     try:
         source, sink = os.dup(0), os.dup(1)
     except OSError:
@@ -138,6 +139,18 @@ def _private_descriptors() -> Iterator[tuple[int, int]]:
         os.dup2(sink, 1)
         os.close(source)
         os.close(sink)
+
+
+def _have_stderr() -> None:
+    """Where stderr is closed, its number must not become that of a copy of stdout."""
+    try:
+        os.fstat(2)
+    except OSError:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        if nothing != 2:
+            os.dup2(nothing, 2)
+            os.close(nothing)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  (as long as the program)
 
 
 @contextmanager

@@ -503,6 +503,20 @@ def test_replies_that_cannot_be_written(tmp_path: Path) -> None:
     assert done.stderr.endswith(b"cannot write replies: No space left on device\n")
 
 
+def test_prints_go_nowhere_if_stderr_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    request = '{"jsonrpc":"2.0","id":1,"method":"call","params":["noise"]}'
+    done = subprocess.run(
+        f"'{sys.executable}' -m shmexec serve model.py 2>&-",
+        shell=True,
+        cwd=tmp_path,
+        input=request.encode(),
+        stdout=subprocess.PIPE,
+    )
+    assert json.loads(done.stdout) == {"jsonrpc": "2.0", "id": 1, "result": "noise"}
+    assert done.returncode == 0
+
+
 def test_a_grandchild_that_holds_all_pipes_holds_up_nobody(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         grandchild = psutil.Process(server.call("grandchild"))
