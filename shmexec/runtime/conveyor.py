@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -181,9 +182,15 @@ class Conveyor:
             # Taken out of the entry: it ends when it was delivered.
             args, entry.value = (entry.value,), None
         method = "flush" if isinstance(command, Flush) else "process"
+        # A dispatcher's thread has other context variables than whoever sent the item.
+        # A copy, since what was flushed shares one, and another thread may be in it.
+        run = command.entry.context.copy().run
+        future: Future[Any]
         if sealed:
-            return replica.submit_sealed(method, *args)
-        return replica.submit(method, args, {})
+            future = run(replica.submit_sealed, method, *args)
+        else:
+            future = run(replica.submit, method, args, {})
+        return future
 
     def _came(self, command: Begin | Flush, future: Future[Any]) -> None:
         error: BaseException | None
@@ -254,6 +261,7 @@ class Conveyor:
             for entry in entries:
                 if entry.dropped:
                     continue
+                entry.context = copy_context()
                 if isinstance(entry.stream, Reading):
                     entry.stream.has_end |= entry.ends
                 self.flow.enter(entry)
@@ -328,7 +336,7 @@ class Conveyor:
             stream.came = None
             if not stream.has_end:
                 stream.has_end = True
-                self.flow.enter(Entry(stream, ends=True))
+                self.flow.enter(Entry(stream, context=copy_context(), ends=True))
             self.notify()
         self.advance()
 

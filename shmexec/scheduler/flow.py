@@ -44,6 +44,7 @@ class Entry:
         ready: Whether it may go on; not while a stage works on it.
         cancelled: Says that nobody wants it any more.
         ends: Whether this is the end of its stream.
+        context: Whatever the caller needs to begin with it.
     """
 
     stream: Stream
@@ -53,6 +54,7 @@ class Entry:
     ready: bool = True
     cancelled: bool = False
     ends: bool = False
+    context: Any = None
 
     @property
     def dropped(self) -> bool:
@@ -225,6 +227,6 @@ class Flow:
         if len(stage.idle) < stage.replicas or not self._has_room_behind(index):
             return False
         stage.idle.remove(stage.flushed)
-        entry = Entry(end.stream, ready=False)
+        entry = Entry(end.stream, context=end.context, ready=False)
         behind.append(entry)
         return Flush(index, stage.flushed, entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,21 @@ class Waits:
         if self.at is None or x == self.at:
             self.gate.wait()
         return x
+
+
+class Reads:
+    """Says what a context variable has, and at the end again."""
+
+    def __init__(self, variable: ContextVar[str]) -> None:
+        self.variable = variable
+
+    def process(self, x: Any) -> Any:
+        """One item."""
+        return f"{x} {self.variable.get()}"
+
+    def flush(self) -> Any:
+        """At the end."""
+        return f"end {self.variable.get()}"
 
 
 class CannotBeBuilt:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import threading
 from concurrent.futures import CancelledError
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.contract import stages
 from tests.waiting import wait_until
 
 MB = 1 << 20
+WHO: ContextVar[str] = ContextVar("WHO", default="nobody")
 
 
 @pytest.fixture(scope="module")
@@ -462,6 +464,20 @@ def test_the_life_of_a_stage(executor, tmp_path):
         assert list(pipe.map("ab")) == ["a", "b"]
     lines = path.read_text().splitlines()
     assert lines == ["init", "initialize", "process a", "process b", "flush", "cleanup"]
+
+
+def test_every_stage_has_the_senders_context(make_executor):
+    executor = make_executor(1, context=(WHO,))
+    chain = (stages.Reads, WHO), (stages.Reads, WHO)
+    with executor.pipeline(*chain, buffersize=8) as pipe:
+        futures = []
+        for name in "ab":
+            WHO.set(name)
+            futures.append(pipe.submit(0))
+        assert [future.result() for future in futures] == ["0 a a", "0 b b"]
+        WHO.set("c")
+        results = pipe.map([1])
+        assert list(results) == ["1 c c", "end c c", "end c"]
 
 
 # -- other ways ----------------------------------------------------------------------------
