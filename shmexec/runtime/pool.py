@@ -527,6 +527,14 @@ class Pool:
                 r.Finished(call.number, handle.number, ok=False, begun=False)
             )
             return
+        if call.credit and call.items is None:
+            # A stream that was closed, and came back from a worker that died since.
+            self._forget(call.number)
+            self._outcomes[call.number] = Outcome(call, None, cancelled=True)
+            self._events.append(
+                r.Finished(call.number, handle.number, ok=False, begun=False)
+            )
+            return
         error = self._give_arenas(call, handle)
         if error is not None:
             self._forget(call.number)

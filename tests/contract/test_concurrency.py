@@ -156,6 +156,19 @@ def test_a_stream_is_closed_before_it_has_begun(executor, gate):
         assert wait_until(lambda: node.state == "ready")
 
 
+def test_a_closed_stream_does_not_come_back_when_its_worker_died(executor, gate):
+    with executor.actor(Counter, max_concurrency=3) as node:
+        waiting = node.wait(gate)
+        (pid,) = gate.arrived()
+        node.count(10**9).close()
+        later = node.add()
+        os.kill(pid, 9)
+        with pytest.raises(shmexec.WorkerDied):
+            waiting.result()
+        assert later.result() == 1
+        assert wait_until(lambda: node.state == "ready")
+
+
 @pytest.mark.usefixtures("patient")
 def test_a_call_is_cancelled_before_it_has_begun(executor, gate):
     with executor.actor(Counter, max_concurrency=3) as node:
