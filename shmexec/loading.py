@@ -9,7 +9,8 @@ from typing import Any, Self
 from shmexec.executor import Executor
 from shmexec.figures import Stats
 from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
-from shmexec.scripts import Script
+from shmexec.scripts import Script, checked_path, read_source
+from shmexec.worker.script import begin
 
 __all__ = ["LoadedScript", "load"]
 
@@ -58,6 +59,8 @@ def load(
 ) -> LoadedScript:
     """Load a Python file once, and call its functions; see :class:`shmexec.Script`.
 
+    A worker loads it as it starts: a ``timeout`` is for calls alone.
+
     Args:
         path: The file; its folder is put on ``sys.path`` in the workers.
         workers: Processes that load it. Default: ``SHMEXEC_WORKERS``, else one, since a
@@ -86,7 +89,15 @@ def load(
         if workers is None
         else positive_int("workers", workers, WORKERS_AT_MOST)
     )
-    executor = Executor(number, **settings)
+    initializer = settings.pop("initializer", None)
+    if initializer is not None and not callable(initializer):
+        msg = f"initializer must be callable, not {initializer!r}"
+        raise TypeError(msg)
+    # While a worker starts, not in its first call: else a time-out shorter than the
+    # loading would strike in each worker that takes the place of another.
+    source = read_source(checked_path(path))
+    first = (source, initializer, tuple(settings.pop("initargs", ())))
+    executor = Executor(number, initializer=begin, initargs=first, **settings)
     try:
         script = executor.script(path, cache=cache, autoreload=autoreload)
         return LoadedScript(executor, script)

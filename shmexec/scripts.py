@@ -151,7 +151,7 @@ class ScriptFile:
     ) -> None:
         self._owner = owner
         self.pool = pool
-        self.path = _checked(path)
+        self.path = checked_path(path)
         self.store = make_store(cache)
         self._autoreload = autoreload
         self._options = CallOptions(options.timeout, 0, options.priority)
@@ -267,7 +267,12 @@ def _digest(contents: bytes) -> bytes:
     return hashlib.blake2b(contents, digest_size=16).digest()
 
 
-def _checked(path: str | os.PathLike[str]) -> str:
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """A script's path, absolute and without symbolic links.
+
+    Raises:
+        TypeError, FileNotFoundError, IsADirectoryError, ValueError: If it is none.
+    """
     given: object = os.fspath(path)
     if not isinstance(given, str):
         msg = f"the path of a script must be a text or a Path, not {path!r}"
@@ -298,7 +303,8 @@ class Script:
     that was in use when they were submitted. What a script has under a name of this
     class (``functions``, ``options``, ``reload``) is reached by ``script["reload"]``.
 
-    The first call in a worker loads the script; a ``timeout`` includes that.
+    The first call in a worker loads the script, and a ``timeout`` includes that; not
+    with :func:`shmexec.load`, whose workers load it as they start.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ import cloudpickle
 
 from shmexec.wire import scripted
 from shmexec.wire.functions import FunctionRef, Kept, ref_of
+from shmexec.worker.loop import awaited
 from shmexec.worker.memory import lasting_arrays
 
 DESCRIBE = ""
@@ -159,6 +160,7 @@ def needs_instance(cls: type, method: str) -> bool:
 
 _sources: weakref.WeakValueDictionary[str, Source] = weakref.WeakValueDictionary()
 _loaded: dict[str, Loaded] = {}
+_failed: dict[bytes, BaseException] = {}
 _shown: dict[str, bytes] = {}
 """Which version of a script tracebacks show."""
 
@@ -185,9 +187,28 @@ def load(source: Source) -> Loaded:
     with _lock:
         script = _loaded.get(source.path)
         if script is None or script.digest != source.digest:
+            failed = _failed.pop(source.digest, None)
+            if failed is not None:
+                raise failed
             with lasting_arrays():
                 script = _loaded[source.path] = _load(source)
         return script
+
+
+def begin(
+    source: Source, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+) -> None:
+    """In a new worker: run the pool's own initializer, then load a script.
+
+    So that the time-out of its first call is for that call alone. If it cannot be
+    loaded, the call that needs it is told how, as if it had been loaded there.
+    """
+    if initializer is not None:
+        awaited(initializer(*initargs))
+    try:
+        load(source)
+    except BaseException as error:  # noqa: BLE001  (raised by the call)
+        _failed[source.digest] = error
 
 
 def _load(source: Source) -> Loaded:

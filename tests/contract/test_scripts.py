@@ -1041,3 +1041,40 @@ def test_generators_in_this_process(write):
             assert model.double(1).result()[0] == 2
     finally:
         sys.path[:] = before
+
+
+# -- in a pool of its own --------------------------------------------------------------
+
+
+def test_a_worker_of_load_is_ready_when_it_is_idle(start_method, write):
+    path = write(COUNTING)
+    with shmexec.load(path, mp_context=start_method) as model:
+        pid = model.pid().result()
+        with pytest.raises(shmexec.WorkerDied):
+            model.count(end=True).result()
+        # A call of something else: the replacement has loaded the script all the same,
+        # so that no time-out of the script's next call includes it.
+        other = model._executor.submit(os.getpid).result()
+        assert loads(path) == {str(pid): 1, str(other): 1}
+
+
+def test_load_keeps_an_initializer(start_method, write):
+    path = write(
+        "import os\nseen = os.environ.get('SET_FIRST')\ndef get(): return seen"
+    )
+    settings = {
+        "initializer": lambda value: os.environ.update(SET_FIRST=value),
+        "initargs": ("yes",),
+        "mp_context": start_method,
+    }
+    with shmexec.load(path, **settings) as model:
+        assert model.get().result() == "yes"
+    with pytest.raises(TypeError, match="initializer must be callable"):
+        shmexec.load(path, initializer=3)
+
+
+def test_load_tells_what_the_script_raised_having_run_it_once(start_method, write):
+    path = write(COUNTING + "\n    raise LookupError('not found')\n")
+    with pytest.raises(LookupError, match="not found"):
+        shmexec.load(path, mp_context=start_method)
+    assert set(loads(path).values()) == {1}
