@@ -66,8 +66,7 @@ class Stream(Iterator[T], AsyncIterator[T], Generic[T]):
         try:
             item: T = future.result()
         except BaseException:
-            # An interrupt while it waits leaves the stream as it was.
-            self._ended = future.done()
+            self._ended = _has_failed(future)
             raise
         if self._took(future):
             return item
@@ -85,7 +84,7 @@ class Stream(Iterator[T], AsyncIterator[T], Generic[T]):
             self.cancel()
             raise
         except BaseException:
-            self._ended = future.done()
+            self._ended = _has_failed(future)
             raise
         if self._took(future):
             return item
@@ -102,8 +101,9 @@ class Stream(Iterator[T], AsyncIterator[T], Generic[T]):
         self._items.popleft()
         self._taken += 1
         if self._taken >= self._portion:
-            self._taken = 0
+            # In this order: an interrupt in between gives some twice, rather than never.
             self._pool.give_credit(self._call, self._portion)
+            self._taken = 0
         return True
 
     def close(self) -> None:
@@ -139,6 +139,14 @@ class Stream(Iterator[T], AsyncIterator[T], Generic[T]):
     def __del__(self) -> None:
         if not self._ended and not sys.is_finalizing():
             self._pool.drop_stream(self._call)
+
+
+def _has_failed(future: Future[Any]) -> bool:
+    """Whether a stream ended with an error; else an interrupt struck whoever waited.
+
+    It leaves the stream as it was, also if an item came at the same moment.
+    """
+    return future.done() and (future.cancelled() or future.exception() is not None)
 
 
 class LocalStream(Stream[T]):
