@@ -477,6 +477,8 @@ class Pool:
 
     def _handle(self, event: r.Event) -> None:
         """Let the machine decide, and do it. The caller holds the lock."""
+        if self.torn is not None:
+            return  # all calls have failed: none is to be sent as its workers end
         for command in self._machine.handle(event, now()):
             self._do(command)
         while self._events:

@@ -6,7 +6,9 @@ or ends the process when it is pickled or unpickled.
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import threading
 from concurrent.futures.process import BrokenProcessPool
 
@@ -272,3 +274,26 @@ def test_an_interrupt_between_reading_a_reply_and_handling_it(make_executor):
     pool.leading.poller.poll = lambda wait: (waits.append(wait), poll(wait))[1]
     assert future.result(20) == i + 1
     assert not waits or waits[0] == 0  # it may have been handled meanwhile
+
+
+def test_an_interrupt_while_state_changes_fails_all_calls(make_executor):
+    executor = make_executor(2)
+    pids = sorted(executor.broadcast(calls.pid))
+    pool = executor._pool
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    future = executor.submit(calls.same, 1)
+    with pool._lock:
+        # The one that was sent the call, and has not begun, is looked at first: the other
+        # one could have it, for all that the scheduler knows.
+        idle = {n: its for n, its in pool._workers.items() if not its.request}
+        for number, handle in idle.items():
+            del pool._workers[number]
+            pool._workers[number] = handle
+    assert len(idle) == 1
+    with pytest.raises(KeyboardInterrupt), pool._lock, pool._whole:
+        raise KeyboardInterrupt
+    assert isinstance(future.exception(20), shmexec.PoolBroken)
+    with pytest.raises(shmexec.PoolBroken):
+        executor.submit(calls.same, 1)
+    executor.shutdown()  # its last thread ends in good order
