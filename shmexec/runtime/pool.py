@@ -21,14 +21,14 @@ import numpy as np
 
 from shmexec.deadline import now
 from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
-from shmexec.figures import Stats, WorkerStats
-from shmexec.memory import native
+from shmexec.figures import Stats
 from shmexec.memory.host import Block
 from shmexec.memory.views import loan_of
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle, monitor, reports
 from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import Outcome, PackedCall, RoomMaker, pack
+from shmexec.runtime.counting import Counting
 from shmexec.runtime.futures import Future
 from shmexec.runtime.leading import READ, TRIM_AFTER, WRITE, Leading
 from shmexec.runtime.outputs import Outputs
@@ -174,8 +174,9 @@ class Pool:
         self.torn: BaseException | None = None
         self.refused = False
         """Whether the initializer raised."""
-        self._copied = [0, 0, 0]  # in, out of workers that are gone, by reference
-        self._blocks = [0, 0]  # recycled and faulted in, here and in workers now gone
+        self._counting = Counting(
+            options, self._machine, self._workers, self.host, self
+        )
         self.host.add_poke(self.leading.poke)
         lifecycle.register(self)
 
@@ -239,10 +240,8 @@ class Pool:
                 call.future.attach(self, number)
                 self._calls[number] = call
                 self._since_glance += 1
-                self._copied[0] += call.copied
-                self._copied[2] += call.by_reference
-                if call.placed:
-                    self._count_blocks(call.placed - call.faulted, call.faulted)
+                if call.placed or call.by_reference:
+                    self._counting.add_call(call)
                 call.timeout = timeout = options.timeout
                 self._handle(
                     r.Submitted(
@@ -336,10 +335,6 @@ class Pool:
     def _broken(self) -> PoolBroken:
         return reports.broken(self.options, self._machine.broken or (repr(self.torn),))
 
-    def _count_blocks(self, recycled: int, faulted: int) -> None:
-        self._blocks[0] += recycled
-        self._blocks[1] += faulted
-
     def cancel(self, number: int, *, running: bool) -> bool:
         """Drop a pending call whose future is cancelled, or stop a running one."""
         with self._lock, self._whole:
@@ -429,7 +424,7 @@ class Pool:
                 raise
             return None
         with self._lock:
-            self._count_blocks(not block.faulted, block.faulted)
+            self._counting.add_block(block)
         return block
 
     def seal(self, obj: Any) -> Parcel:
@@ -447,7 +442,7 @@ class Pool:
     def count_copied(self, nbytes: int) -> None:
         """Note that so many bytes were copied into a block that :meth:`place` gave."""
         with self._lock:
-            self._copied[0] += nbytes
+            self._counting.add_copied(nbytes)
 
     def can_write(self, array: np.ndarray) -> bool:
         """Whether it is shared ``"r+"``, in this pool's memory."""
@@ -943,8 +938,7 @@ class Pool:
             if self._machine.workers[handle.number].packed:
                 self._on_results(handle, handle.logged(begun), ended=False)
             self._handle(r.WorkerDead(handle.number, reason, not_begun, begun))
-        self._copied[1] += handle.copied_out
-        self._count_blocks(*handle.blocks)
+        self._counting.bury(handle)
         for number in (
             descriptor,
             handle.process.sentinel,
@@ -1251,43 +1245,4 @@ class Pool:
     def stats(self) -> Stats:
         """See :meth:`shmexec.Executor.stats`."""
         with self._lock:
-            machine = self._machine
-            self.host.settle()
-            workers = tuple(
-                self._worker_stats(worker.id, worker.state.value, worker.calls)
-                for worker in machine.workers.values()
-            )
-            out = self._copied[1] + sum(w.copied_out for w in self._workers.values())
-            counts = (self._blocks, *(w.blocks for w in self._workers.values()))
-            blocks = [sum(each) for each in zip(*counts, strict=True)]
-            with self.host.lock:
-                used = self.host.budget.used(self)
-                budget = 0 if self._gone.is_set() else self.host.budget.limit(self)
-            return Stats(
-                name=self.options.name,
-                max_workers=machine.max_workers,
-                workers=workers,
-                submitted=machine.submitted,
-                pending=machine.pending,
-                running=len(machine.calls) - machine.pending,
-                done=machine.counts[r.CallState.DONE],
-                failed=machine.counts[r.CallState.FAILED],
-                cancelled=machine.counts[r.CallState.CANCELLED],
-                worker_deaths=machine.deaths,
-                bytes_copied_in=self._copied[0],
-                bytes_copied_out=out,
-                bytes_by_reference=self._copied[2],
-                blocks_recycled=blocks[0],
-                blocks_faulted=blocks[1],
-                shared_memory_used=used,
-                shared_memory_budget=budget,
-                native=self.options.native and native.is_built(),
-            )
-
-    def _worker_stats(self, number: int, state: str, done: int) -> WorkerStats:
-        handle = self._workers.get(number)
-        if handle is None:
-            return WorkerStats(None, state, done, None, 0)
-        handle.memory = monitor.private_bytes(handle.process.pid)
-        arena = sum(handle.arena.live.values())
-        return WorkerStats(handle.process.pid, state, done, handle.memory, arena)
+            return self._counting.stats(gone=self._gone.is_set())

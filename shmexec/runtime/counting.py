@@ -1,0 +1,116 @@
+"""What a pool has done, in figures.
+
+The caller holds the pool's lock, for all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+from shmexec.figures import Stats, WorkerStats
+from shmexec.memory import native
+from shmexec.memory.host import Block, Host
+from shmexec.options import Options
+from shmexec.runtime import monitor
+from shmexec.runtime.calls import PackedCall
+from shmexec.runtime.workers import WorkerHandle
+from shmexec.scheduler import records as r
+from shmexec.scheduler.machine import Machine
+
+
+class Counting:
+    """Counts bytes and blocks; the scheduler counts calls.
+
+    Args:
+        options: The pool's settings.
+        machine: Its scheduler.
+        workers: Its workers that run, by their numbers.
+        host: Its memory.
+        account: Who it is in the budget of that.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        machine: Machine,
+        workers: Mapping[int, WorkerHandle],
+        host: Host,
+        account: Hashable,
+    ) -> None:
+        self._options = options
+        self._machine = machine
+        self._workers = workers
+        self._host = host
+        self._account = account
+        self._copied_in = self._by_reference = 0
+        self._buried = 0  # bytes that workers copied out which are gone now
+        self._recycled = self._faulted = 0  # blocks, here and in workers now gone
+
+    def add_call(self, call: PackedCall) -> None:
+        """A call was taken in."""
+        self._copied_in += call.copied
+        self._by_reference += call.by_reference
+        self._add_blocks(call.placed - call.faulted, call.faulted)
+
+    def add_block(self, block: Block) -> None:
+        """A block was made for arrays of several calls."""
+        self._add_blocks(not block.faulted, block.faulted)
+
+    def add_copied(self, nbytes: int) -> None:
+        """So many bytes were copied into such a block."""
+        self._copied_in += nbytes
+
+    def _add_blocks(self, recycled: int, faulted: int) -> None:
+        self._recycled += recycled
+        self._faulted += faulted
+
+    def bury(self, handle: WorkerHandle) -> None:
+        """A worker has ended, and will be none of the workers: keep what it counted."""
+        self._buried += handle.copied_out
+        self._add_blocks(*handle.blocks)
+
+    def stats(self, *, gone: bool) -> Stats:
+        """See :meth:`shmexec.Executor.stats`.
+
+        Args:
+            gone: Whether the pool has ended.
+        """
+        machine, handles = self._machine, self._workers.values()
+        self._host.settle()
+        workers = tuple(
+            self._worker_stats(worker.id, worker.state.value, worker.calls)
+            for worker in machine.workers.values()
+        )
+        blocks = ((self._recycled, self._faulted), *(each.blocks for each in handles))
+        recycled, faulted = (sum(each) for each in zip(*blocks, strict=True))
+        with self._host.lock:
+            used = self._host.budget.used(self._account)
+            budget = 0 if gone else self._host.budget.limit(self._account)
+        return Stats(
+            name=self._options.name,
+            max_workers=machine.max_workers,
+            workers=workers,
+            submitted=machine.submitted,
+            pending=machine.pending,
+            running=len(machine.calls) - machine.pending,
+            done=machine.counts[r.CallState.DONE],
+            failed=machine.counts[r.CallState.FAILED],
+            cancelled=machine.counts[r.CallState.CANCELLED],
+            worker_deaths=machine.deaths,
+            bytes_copied_in=self._copied_in,
+            bytes_copied_out=self._buried + sum(each.copied_out for each in handles),
+            bytes_by_reference=self._by_reference,
+            blocks_recycled=recycled,
+            blocks_faulted=faulted,
+            shared_memory_used=used,
+            shared_memory_budget=budget,
+            native=self._options.native and native.is_built(),
+        )
+
+    def _worker_stats(self, number: int, state: str, done: int) -> WorkerStats:
+        handle = self._workers.get(number)
+        if handle is None:
+            return WorkerStats(None, state, done, None, 0)
+        handle.memory = monitor.private_bytes(handle.process.pid)
+        arena = sum(handle.arena.live.values())
+        return WorkerStats(handle.process.pid, state, done, handle.memory, arena)
