@@ -56,9 +56,6 @@ GLANCE = 0.0001
 LONG_NAP = 1.0
 """Seconds after which it looks all the same."""
 
-TRIM_AFTER = 5.0
-"""Seconds of idleness after which memory goes back to the system."""
-
 READ, WRITE = select.POLLIN, select.POLLOUT
 
 

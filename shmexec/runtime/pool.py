@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,14 +25,15 @@ from shmexec.figures import Stats
 from shmexec.memory.host import Block
 from shmexec.memory.views import loan_of
 from shmexec.options import CallOptions, Options
-from shmexec.runtime import calls, lifecycle, monitor, reports
+from shmexec.runtime import calls, lifecycle, reports
 from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import Outcome, PackedCall, RoomMaker, pack
 from shmexec.runtime.counting import Counting
 from shmexec.runtime.futures import Future
-from shmexec.runtime.leading import READ, TRIM_AFTER, WRITE, Leading
+from shmexec.runtime.leading import READ, WRITE, Leading
 from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.processes import can_be_inherited
+from shmexec.runtime.quotas import Quotas
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.surroundings import around_calls
 from shmexec.runtime.workers import WorkerHandle
@@ -57,24 +58,6 @@ from shmexec.wire.messages import (
 )
 from shmexec.wire.parcels import Parcel
 from shmexec.worker.setup import Inherited
-
-_SMALLEST_GRANT = 16 << 20
-
-RECLAIM_WITHIN = 1.0
-"""Seconds that a worker waits for others to give quota back; one may be stopped."""
-
-
-class _Want(NamedTuple):
-    """A worker waits for ``needed`` bytes of quota, for a result of ``result``.
-
-    If that is 0 it is for arrays of calls to come: nice to have, not to be waited for.
-    """
-
-    handle: WorkerHandle
-    needed: int
-    result: int
-    until: float
-
 
 GLANCE_AFTER = 64
 """Calls submitted after which the submitting thread looks at what has come."""
@@ -151,12 +134,10 @@ class Pool:
         self._since_glance = 0
         self._outcomes: dict[int, Outcome] = {}
         self._remarks: deque[str] = deque()
-        self._wanting: list[_Want] = []
         self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
         self._closed = False
         self._forked = False
         self._gone = threading.Event()
-        self._trim_at: float | None = None
         self._whole = _Whole(self)
         self._doers: dict[type, Callable[[Any], None]] = {
             r.Send: self._send,
@@ -176,6 +157,9 @@ class Pool:
         """Whether the initializer raised."""
         self._counting = Counting(
             options, self._machine, self._workers, self.host, self
+        )
+        self._quotas = Quotas(
+            self.host, self, self._machine.workers, self._workers, self._tell
         )
         self.host.add_poke(self.leading.poke)
         lifecycle.register(self)
@@ -734,7 +718,11 @@ class Pool:
         if self.outputs.muted:
             self.outputs.unmute()
         if not (
-            self._inbox or self._ended or ticking or self._wanting or self._dropped
+            self._inbox
+            or self._ended
+            or ticking
+            or self._quotas.wanting
+            or self._dropped
         ):
             return
         with self._lock, self._whole:
@@ -752,8 +740,8 @@ class Pool:
             while self._to_look:
                 self._look(self._to_look[0])
                 self._to_look.popleft()
-            if self._wanting:
-                self._try_wanting()
+            if self._quotas.wanting:
+                self._quotas.answer()
 
     def _empty_inbox(self) -> None:
         while self._inbox:
@@ -803,14 +791,9 @@ class Pool:
     def _on_memory(self, handle: WorkerHandle, message: Message) -> None:
         kind = message.kind
         if kind is Kind.WANT:
-            until = now() + RECLAIM_WITHIN
-            self._wanting.append(_Want(handle, message.number, message.request, until))
+            self._quotas.handle_want(handle, message)
         elif kind is Kind.RETURNED:
-            if message.request:
-                handle.trimming = False
-            self.host.returned(
-                handle.arena, message.number, all_it_can=bool(message.request)
-            )
+            self._quotas.handle_returned(handle, message)
         elif kind is Kind.FORGET:
             handle.arena.visited.discard(message.number)
 
@@ -931,7 +914,7 @@ class Pool:
         if self.options.actor is not None and handle.asked and code:
             self._remark(reports.unfinished_cleanup(reason, self.options))
         not_begun, begun = handle.call_not_begun(), handle.begun()
-        self._wanting = [want for want in self._wanting if want.handle is not handle]
+        self._quotas.forget(handle)
         if handle.number in self._machine.workers:
             if self._machine.workers[handle.number].late:
                 reason = f"{reason}\n{handle.fault_text()}"
@@ -950,64 +933,12 @@ class Pool:
         self._workers.pop(handle.number, None)
         handle.close()
 
-    # -- quotas ----------------------------------------------------------------------
-
-    def _try_wanting(self) -> None:
-        """Answer workers that want room: at once, or when reclaiming has ended."""
-        for want in self._wanting[:]:
-            handle, needed = want.handle, want.needed
-            if not want.result:
-                self._wanting.remove(want)
-                granted = needed if self.host.grant_spare(handle.arena, needed) else 0
-                self._tell(handle, Message(Kind.GRANT, number=granted, leases=(0, 0)))
-                continue
-            granted = 0
-            for nbytes in (max(needed, _SMALLEST_GRANT), needed):
-                if self.host.grant(handle.arena, nbytes):
-                    granted = nbytes
-                    break
-            if not granted and self._start_reclaim() and now() < want.until:
-                continue
-            self._wanting.remove(want)
-            with self.host.lock:
-                budget = self.host.budget.limit(self)
-                used = budget - min(budget, self.host.budget.free(self))
-            if not granted and want.result > budget and monitor.can_take(needed):
-                # Nothing that anybody gave back could make room for it.
-                self.host.grant_beyond(handle.arena, needed)
-                granted = needed
-                handle.warning = (
-                    f"a result of {want.result} bytes is larger than the {budget} bytes "
-                    "of max_shared_memory; it was passed beyond them"
-                )
-            self._tell(
-                handle, Message(Kind.GRANT, number=granted, leases=(used, budget))
-            )
-
-    def _start_reclaim(self) -> bool:
-        """Ask idle workers for quota they do not need; whether answers are due."""
-        asked = False
-        for worker in self._machine.workers.values():
-            handle = self._workers.get(worker.id)
-            if handle is None:
-                continue
-            if (
-                worker.state is r.WorkerState.IDLE
-                and not handle.trimming
-                and handle.arena.slack > 0
-            ):
-                handle.flush_frees()
-                handle.trimming = True
-                handle.trim_until = now() + RECLAIM_WITHIN
-                self._tell(handle, Message(Kind.TRIM))
-            # One that is stopped never answers: nobody waits for it any longer.
-            asked = asked or (handle.trimming and now() < handle.trim_until)
-        return asked
+    # -- memory ----------------------------------------------------------------------
 
     def reclaim(self) -> bool:
         """Ask idle workers for quota they do not need; whether answers are due."""
         with self._lock:
-            return self._start_reclaim()
+            return self._quotas.reclaim()
 
     def in_flight(self) -> bool:
         """Whether calls pend or run, whose end may give memory back."""
@@ -1018,13 +949,11 @@ class Pool:
     def seconds_to_tick(self) -> float | None:
         """Seconds until the machine wants to know the time."""
         # Looked at without the lock: whoever changes it wakes the leader afterwards.
-        if not (self._machine.has_timers or self._wanting):
+        if not (self._machine.has_timers or self._quotas.wanting):
             return None
         with self._lock:  # other threads submit meanwhile
-            due = self._machine.next_tick()
-            if self._wanting:
-                first = min(want.until for want in self._wanting)
-                due = first if due is None else min(due, first)
+            times = (self._machine.next_tick(), self._quotas.next_due())
+        due = min((time for time in times if time is not None), default=None)
         return None if due is None else max(0.0, due - now())
 
     def seconds_to_trim(self) -> float | None:
@@ -1033,13 +962,10 @@ class Pool:
             self.host.settle()
             for handle in self._workers.values():
                 handle.flush_frees()
-            if self._trim_at is None:
-                return None
-            left = self._trim_at - now()
-            if left > 0:
+            left = self._quotas.seconds_to_trim()
+            if left is None or left > 0:
                 return left
-            self._trim_at = None
-            self._start_reclaim()
+            self._quotas.begin_trim()
         self.host.trim()
         return None
 
@@ -1077,7 +1003,7 @@ class Pool:
 
     def start_workers(self) -> None:
         """Start those that are to be started, together with other threads that do."""
-        self._trim_at = now() + TRIM_AFTER
+        self._quotas.expect_idleness()
         while self._to_spawn:
             try:
                 number = self._to_spawn.popleft()
