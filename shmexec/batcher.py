@@ -20,11 +20,11 @@ from shmexec.errors import QueueFull
 from shmexec.figures import BatcherStats
 from shmexec.options import CallOptions, positive_int
 from shmexec.runtime.backend import Backend
-from shmexec.runtime.calls import may_block
 from shmexec.runtime.futures import Future
 from shmexec.runtime.gathering import Gatherer
 from shmexec.runtime.parts import Gathered, Item
 from shmexec.runtime.rows import Form
+from shmexec.runtime.waiting import may_block
 from shmexec.scheduler.grouping import Grouping
 from shmexec.wire.pickling import is_masked
 

@@ -340,11 +340,11 @@ class _Input:
             array.flags.writeable = False
         shared = loan is not None and loan.mode and not array.flags.writeable
         if plain and array.nbytes and not shared and in_file(array) is None:
-            self._block = backend.place(array.nbytes)
+            self._block = backend.blocks.place(array.nbytes)
         if self._block is not None:
-            data = backend.bytes_of(self._block)
+            data = backend.blocks.bytes_of(self._block)
             np.copyto(np.ndarray(array.shape, array.dtype, data.data), array)
-            backend.count_copied(array.nbytes)
+            backend.blocks.count_copied(array.nbytes)
 
     def rows(self, start: int, stop: int) -> Any:
         """What to send for these rows; of a shared array, they go by reference."""
@@ -356,7 +356,7 @@ class _Input:
         """Let the block go; workers that still look at it keep it."""
         block, self._block = self._block, None
         if block is not None:
-            self._backend.give_back(block)
+            self._backend.blocks.give_back(block)
 
 
 def takes_out(fn: Callable[..., Any], inputs: int) -> bool:
@@ -459,18 +459,18 @@ class _Target:
             return
         nbytes = dtype.itemsize * math.prod(shape)
         if nbytes and not dtype.hasobject:
-            self._block = self._backend.place(nbytes)
+            self._block = self._backend.blocks.place(nbytes)
         if self._block is None:
             self.array = np.empty(shape, dtype)
         else:
-            data = self._backend.bytes_of(self._block)
+            data = self._backend.blocks.bytes_of(self._block)
             self.array = np.ndarray(shape, dtype, data.data)
 
     def rows(self, start: int, stop: int) -> Any:
         """What to send so that a worker writes these rows; None: it sends them back."""
         if self.array is None:
             return None
-        if self._backend.can_write(self.array):
+        if self._backend.blocks.can_write(self.array):
             return self.array[start:stop]
         if self._file is not None:
             return self._file.rows(start, stop)
@@ -494,14 +494,14 @@ class _Target:
             return self.array
         shape, dtype = self.array.shape, self.array.dtype
         block, self._block = self._block, None
-        return np.ndarray(shape, dtype, self._backend.keep(block))
+        return np.ndarray(shape, dtype, self._backend.blocks.keep(block))
 
     def discard(self) -> None:
         """Something failed: give the memory back."""
         block, self._block = self._block, None
         self.array = None
         if block is not None:
-            self._backend.give_back(block)
+            self._backend.blocks.give_back(block)
 
 
 def _check_ufunc(

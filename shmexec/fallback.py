@@ -31,7 +31,7 @@ from shmexec.memory.views import lend
 from shmexec.options import CallOptions, Options
 from shmexec.runtime.calls import Argument, PackedCall, closed_error, pickle_call
 from shmexec.runtime.futures import Future
-from shmexec.runtime.inline import InlinePool
+from shmexec.runtime.inline import InlinePool, NoBlocks
 from shmexec.runtime.pool import Pool
 from shmexec.runtime.surroundings import around_calls
 from shmexec.scheduler import records as r
@@ -411,6 +411,7 @@ class ProcessPool(InlinePool):
 
     def __init__(self, options: Options, reason: str) -> None:
         super().__init__(options)
+        self.blocks = NoBlocks(writes=False)
         self._once = _Once(options.name)
         self._reason = reason
         self._threads = _Threads(options.max_workers, options.name)
@@ -492,10 +493,6 @@ class ProcessPool(InlinePool):
     def width(self) -> int:
         """How many calls may run at once."""
         return self.options.max_workers
-
-    def can_write(self, array: np.ndarray) -> bool:
-        """Other processes cannot."""
-        return False
 
     def stats(self) -> Stats:
         """Figures, most of them zero."""

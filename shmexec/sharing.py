@@ -21,7 +21,7 @@ from shmexec.memory.host import HOST, SHARED, Host
 from shmexec.memory.views import Loan, Sharing, loan_of
 from shmexec.options import native_wanted, segment_kind
 from shmexec.runtime import lifecycle
-from shmexec.runtime.calls import RoomMaker
+from shmexec.runtime.room import RoomMaker
 from shmexec.wire.objects import PackedObject, Shared
 from shmexec.wire.pickling import is_masked, pickles_like_ndarray, rebuild_masked
 

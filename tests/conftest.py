@@ -25,7 +25,7 @@ import pytest
 import shmexec
 from shmexec.memory.host import HOST, Host
 from shmexec.runtime import lifecycle, server as servers
-from shmexec.runtime.calls import CALLS
+from shmexec.runtime.room import CALLS
 from tests.waiting import LONG, wait_until
 
 KINDS = ("memfd", "posix")

@@ -25,24 +25,12 @@ class Feeder(Protocol):
         """In a forked child: fail what was gathered, without a word to anybody."""
 
 
-class Backend(Protocol):
-    """Where calls run."""
+class Blocks(Protocol):
+    """Gives shared memory for arrays of several calls, to be filled in place."""
 
-    shares_memory: bool
-    """Whether there are blocks at all."""
-
-    feeders: weakref.WeakSet[Feeder]
-    """Who is told before it takes no more calls."""
-
-    def submit(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        options: CallOptions,
-        worker: int | None = None,
-    ) -> BaseFuture[Any]:
-        """Run a call."""
+    @property
+    def shared(self) -> bool:
+        """Whether there are blocks at all."""
 
     def place(self, nbytes: int, *, may_wait: bool = False) -> Any:
         """A block of shared memory, None if there is no room or no sharing.
@@ -67,6 +55,27 @@ class Backend(Protocol):
 
     def keep(self, block: Any) -> np.ndarray:
         """Take the block over as an array."""
+
+
+class Backend(Protocol):
+    """Where calls run."""
+
+    feeders: weakref.WeakSet[Feeder]
+    """Who is told before it takes no more calls."""
+
+    @property
+    def blocks(self) -> Blocks:
+        """Memory for the arrays of its calls."""
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        worker: int | None = None,
+    ) -> BaseFuture[Any]:
+        """Run a call."""
 
     def width(self) -> int:
         """How many calls may run at once."""

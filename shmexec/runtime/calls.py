@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from typing import Any, NamedTuple
 
-from shmexec.deadline import Deadline
 from shmexec.errors import (
     MemoryWarning,
     PoolClosed,
     RemoteError,
     RemoteTraceback,
     SerializationError,
-    SharedMemoryFull,
 )
-from shmexec.memory.host import Block, Host
+from shmexec.memory.host import Block
 from shmexec.memory.views import Loan, Returns
 from shmexec.options import INLINE_LIMIT
 from shmexec.runtime.futures import Future
+from shmexec.runtime.room import RoomMaker
 from shmexec.runtime.surroundings import Around
+from shmexec.runtime.waiting import resolving
 from shmexec.wire.functions import FunctionRef, describe
 from shmexec.wire.messages import Kind, Mode
 from shmexec.wire.parcels import Parcel
@@ -41,26 +40,10 @@ from shmexec.wire.pickling import (
 from shmexec.worker.actor import call_method
 from shmexec.worker.tasks import run_batch, run_chunk
 
-CALLS = "calls"
-"""Holder of the leases that pending and running calls have on their arguments."""
-
-HOLDING_STILL = 5.0
-"""Seconds that a submit waits for room which only results in this program can give."""
-
 PAYLOAD_AT_MOST = INLINE_LIMIT + 4096
 """Bytes of a call's pickle that go in its message: a parcel's own, and what is around it.
 
 So a parcel is passed on without need of room."""
-
-LOOK = 0.05
-"""Seconds after which a thread that waits for room looks by itself."""
-
-
-class _Resolving(threading.local):
-    active = False
-
-
-_resolving = _Resolving()
 
 
 class Argument(NamedTuple):
@@ -269,111 +252,6 @@ def kind_of(
     return call.function.key or None
 
 
-class RoomMaker:
-    """Gives blocks of the host to calls; waits for room where waiting is allowed."""
-
-    def __init__(
-        self,
-        host: Host,
-        account: Hashable,
-        reclaim: Callable[[], bool],
-        in_flight: Callable[[], bool],
-    ) -> None:
-        self._host = host
-        self._account = account
-        self._reclaim = reclaim
-        self._in_flight = in_flight
-
-    @property
-    def returns(self) -> Returns:
-        """Tells the arrays of this memory from others."""
-        return self._host.returns
-
-    def lease(self, loan: Loan) -> Block:
-        """A lease for a call on the block of a loan, in any arena.
-
-        Raises:
-            ValueError: If that is in memory of another kind.
-        """
-        if loan.returns is not self.returns:
-            msg = "a parcel of a pool with another kind of shared memory"
-            raise ValueError(msg)
-        with self._host.lock:
-            return self._host.lease_too(loan, CALLS)
-
-    def hold(self, block: Block) -> Loan:
-        """A block that was placed as the program's own."""
-        return self._host.hold(block)
-
-    def give_back(self, blocks: Sequence[Block]) -> None:
-        """End the leases of blocks that were placed."""
-        if blocks:
-            self._host.release([block.lease for block in blocks])
-
-    def place(
-        self,
-        nbytes: int,
-        *,
-        may_wait: bool = True,
-        source: Source | None = None,
-        clear: bool = False,
-    ) -> Block:
-        """A block leased to :data:`CALLS`.
-
-        It has a copy of ``source`` in it, or zeros if it is to be ``clear``.
-
-        Waits while calls in flight may free room, and a little if only results that
-        the program still holds could.
-
-        Raises:
-            SharedMemoryFull: If the block is larger than the whole budget, or waiting
-                is not allowed (in a callback, under an event loop), or did not help.
-        """
-        host = self._host
-        deadline: Deadline | None = None
-        while True:
-            try:
-                return host.allocate(self._account, nbytes, CALLS, source, clear=clear)
-            except SharedMemoryFull as error:
-                if nbytes > error.budget or not may_wait or not may_block():
-                    raise
-                reclaiming = self._reclaim()
-                if reclaiming or self._in_flight():
-                    deadline = None
-                elif deadline is None:
-                    deadline = Deadline(HOLDING_STILL)
-                elif deadline.passed():
-                    raise
-            # Woken by whatever discharges the budget; results that died since are
-            # noticed by looking.
-            with host.room:
-                host.room.wait(LOOK)
-
-
-def may_block() -> bool:
-    """Whether this thread may wait: not in a callback, nor under an event loop."""
-    if _resolving.active:
-        return False
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return True
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
-
-
-def unblocking(fn: Callable[..., object], *args: Any) -> None:
-    """Run what may call back into the pool, where a submit may not wait for others."""
-    before = _resolving.active
-    _resolving.active = True
-    try:
-        fn(*args)
-    finally:
-        _resolving.active = before
-
-
 class Outcome(NamedTuple):
     """What a call came to; waits to be put into its future, outside of all locks."""
 
@@ -410,8 +288,8 @@ def resolve(outcome: Outcome) -> None:
         except MemoryWarning as raised:  # the program has made errors of them
             # Its frames hold the result.
             result, error = None, raised.with_traceback(None)
-    before = _resolving.active
-    _resolving.active = True
+    before = resolving.active
+    resolving.active = True
     try:
         if outcome.cancelled:
             future.settle_cancelled()
@@ -422,7 +300,7 @@ def resolve(outcome: Outcome) -> None:
     except InvalidStateError:
         pass  # another thread was quicker
     finally:
-        _resolving.active = before
+        resolving.active = before
 
 
 def _unpack(outcome: Outcome) -> tuple[Any, BaseException | None]:

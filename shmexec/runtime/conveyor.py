@@ -20,7 +20,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from shmexec.errors import PoolClosed, QueueFull, SerializationError
-from shmexec.runtime.calls import may_block
+from shmexec.runtime.waiting import may_block
 from shmexec.scheduler.flow import Begin, Command, Deliver, Entry, Flow, Flush, Stream
 from shmexec.worker.stages import FlushedAll
 

@@ -24,16 +24,56 @@ from shmexec.worker.notes import note_read_only
 from shmexec.worker.steps import Steps
 
 
+class NoBlocks:
+    """Stands for blocks where nothing is shared.
+
+    Args:
+        writes: Whether calls write to the arrays they are given.
+    """
+
+    shared = False
+
+    def __init__(self, *, writes: bool = True) -> None:
+        self._writes = writes
+
+    def place(self, nbytes: int, *, may_wait: bool = False) -> None:
+        """Nothing is shared."""
+        return
+
+    def count_copied(self, nbytes: int) -> None:
+        """Never called, since nothing is placed."""
+        raise TypeError(nbytes)
+
+    def can_write(self, array: np.ndarray) -> bool:
+        """Whether a call that is given it writes to it itself."""
+        return self._writes and array.flags.writeable
+
+    def bytes_of(self, block: Any) -> np.ndarray:
+        """Never called, since nothing is placed."""
+        raise TypeError(block)
+
+    def is_alone(self, block: Any) -> bool:
+        """Never called, since nothing is placed."""
+        raise TypeError(block)
+
+    def keep(self, block: Any) -> np.ndarray:
+        """Never called, since nothing is placed."""
+        raise TypeError(block)
+
+    def give_back(self, block: Any) -> None:
+        """Never called, since nothing is placed."""
+        raise TypeError(block)
+
+
 class InlinePool:
     """What :class:`~shmexec.runtime.pool.Pool` is, in one process.
 
     Arguments are not copied, and time-outs and retries have no meaning here.
     """
 
-    shares_memory = False
-
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.blocks = NoBlocks()
         self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
         self._closed = False
         self._initialized = False
@@ -119,34 +159,6 @@ class InlinePool:
     def width(self) -> int:
         """One call at a time."""
         return 1
-
-    def place(self, nbytes: int, *, may_wait: bool = False) -> None:
-        """Nothing is shared."""
-        return
-
-    def count_copied(self, nbytes: int) -> None:
-        """Never called, since nothing is placed."""
-        raise TypeError(nbytes)
-
-    def can_write(self, array: np.ndarray) -> bool:
-        """Arguments are not copied."""
-        return array.flags.writeable
-
-    def bytes_of(self, block: Any) -> np.ndarray:
-        """Never called, since nothing is placed."""
-        raise TypeError(block)
-
-    def is_alone(self, block: Any) -> bool:
-        """Never called, since nothing is placed."""
-        raise TypeError(block)
-
-    def keep(self, block: Any) -> np.ndarray:
-        """Never called, since nothing is placed."""
-        raise TypeError(block)
-
-    def give_back(self, block: Any) -> None:
-        """Never called, since nothing is placed."""
-        raise TypeError(block)
 
     def stats(self) -> Stats:
         """Figures, most of them zero."""

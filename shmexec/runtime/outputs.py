@@ -24,7 +24,8 @@ from collections import deque
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from shmexec.runtime.calls import is_for_this_thread, unblocking
+from shmexec.runtime.calls import is_for_this_thread
+from shmexec.runtime.waiting import unblocking
 
 if TYPE_CHECKING:
     from shmexec.runtime.leading import Leading

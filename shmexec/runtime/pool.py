@@ -17,25 +17,24 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from shmexec.deadline import now
-from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
+from shmexec.errors import PoolBroken, SerializationError
 from shmexec.figures import Stats
 from shmexec.memory.host import Block
-from shmexec.memory.views import loan_of
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle, reports
 from shmexec.runtime.backend import Feeder
-from shmexec.runtime.calls import Outcome, PackedCall, RoomMaker, pack
+from shmexec.runtime.calls import Outcome, PackedCall, pack
 from shmexec.runtime.counting import Counting
 from shmexec.runtime.futures import Future
 from shmexec.runtime.leading import READ, WRITE, Leading
 from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.processes import can_be_inherited
 from shmexec.runtime.quotas import Quotas
+from shmexec.runtime.room import RoomMaker, SharedBlocks
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.surroundings import around_calls
+from shmexec.runtime.waiting import may_block
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.scheduler.machine import (
@@ -88,8 +87,6 @@ class _Whole:
 class Pool:
     """See the module. Made by the executor, kept alive by its dispatcher."""
 
-    shares_memory = True
-
     def __init__(self, options: Options) -> None:
         self.options = options
         self.host = lifecycle.host(options.segment)
@@ -100,6 +97,7 @@ class Pool:
         with self.host.lock:
             self.host.budget.open(self, options.max_shared_memory)
         self.room = RoomMaker(self.host, self, self.reclaim, self.in_flight)
+        self.blocks = SharedBlocks(self.room, self.host, self._count_placed)
         self.initializer: PackedCall | None = None
         self._inherited: Inherited | None = None
         if options.initializer is not None:
@@ -247,7 +245,7 @@ class Pool:
             or call.number in self._outcomes
         ):
             self.leading.wake()
-        elif self._since_glance >= GLANCE_AFTER and calls.may_block():
+        elif self._since_glance >= GLANCE_AFTER and may_block():
             # Not in a callback, nor under an event loop.
             self._since_glance = 0
             self.leading.glance()
@@ -395,22 +393,6 @@ class Pool:
         """How many calls may run at once."""
         return self._machine.max_workers
 
-    def place(self, nbytes: int, *, may_wait: bool = False) -> Block | None:
-        """A block for arrays of several calls; None if there is no room now.
-
-        Raises:
-            SharedMemoryFull: If it may wait for room, and that does not help.
-        """
-        try:
-            block = self.room.place(nbytes, may_wait=may_wait)
-        except SharedMemoryFull:
-            if may_wait:
-                raise
-            return None
-        with self._lock:
-            self._counting.add_block(block)
-        return block
-
     def seal(self, obj: Any) -> Parcel:
         """An object as a parcel: pickled, and copied into blocks, as an argument is.
 
@@ -420,37 +402,14 @@ class Pool:
         """
         self.check_open()
         parcel, copied = calls.seal(obj, self.room)
-        self.count_copied(copied)
+        self._count_placed(copied, None)
         return parcel
 
-    def count_copied(self, nbytes: int) -> None:
-        """Note that so many bytes were copied into a block that :meth:`place` gave."""
+    def _count_placed(self, copied: int, block: Block | None) -> None:
         with self._lock:
-            self._counting.add_copied(nbytes)
-
-    def can_write(self, array: np.ndarray) -> bool:
-        """Whether it is shared ``"r+"``, in this pool's memory."""
-        loan = loan_of(array)
-        if loan is None or not array.flags.writeable:
-            return False
-        return loan.mode == "r+" and loan.returns is self.host.returns
-
-    def bytes_of(self, block: Block) -> np.ndarray:
-        """Its bytes, writable."""
-        return self.host.bytes_of(block)
-
-    def give_back(self, block: Block) -> None:
-        """End the lease that :meth:`place` gave."""
-        self.room.give_back([block])
-
-    def is_alone(self, block: Block) -> bool:
-        """Whether the lease that :meth:`place` gave is the only one."""
-        with self.host.lock:
-            return self.host.ledger.count(block.key) == 1
-
-    def keep(self, block: Block) -> np.ndarray:
-        """Its bytes as the program's own array, for as long as views of it live."""
-        return self.host.keep(block)
+            self._counting.add_copied(copied)
+            if block is not None:
+                self._counting.add_block(block)
 
     # -- the machine -----------------------------------------------------------------
 

@@ -85,11 +85,11 @@ class Rows:
         data: Any = None
         # Without a block the rows are ordinary arrays, which are copied when they are
         # sent.
-        if end >= INLINE_LIMIT and backend.shares_memory and not objects:
-            rows._block = backend.place(end, may_wait=may_wait)
+        if end >= INLINE_LIMIT and backend.blocks.shared and not objects:
+            rows._block = backend.blocks.place(end, may_wait=may_wait)
             if rows._block is None:
                 return None
-            data = backend.bytes_of(rows._block).data
+            data = backend.blocks.bytes_of(rows._block).data
         for begin, shape, dtype in zip(
             rows._begins, form.shapes, form.dtypes, strict=True
         ):
@@ -133,7 +133,9 @@ class Rows:
         """What to pass for the first rows: one argument per array."""
         if self._block is None:
             return [array[:count] for array in self._arrays]
-        self._backend.count_copied(sum(array[:count].nbytes for array in self._arrays))
+        self._backend.blocks.count_copied(
+            sum(array[:count].nbytes for array in self._arrays)
+        )
         return [
             placed_rows(self._block, array, 0, count, mode, begin)
             for array, begin in zip(self._arrays, self._begins, strict=True)
@@ -141,11 +143,11 @@ class Rows:
 
     def can_be_used_again(self) -> bool:
         """Whether it is a block that no worker and no result has any more."""
-        return self._block is not None and self._backend.is_alone(self._block)
+        return self._block is not None and self._backend.blocks.is_alone(self._block)
 
     def close(self) -> None:
         """Let the block go; nothing is written any more. A worker may still have it."""
         block, self._block = self._block, None
         self._arrays, self._bytes = [], []
         if block is not None:
-            self._backend.give_back(block)
+            self._backend.blocks.give_back(block)

@@ -332,7 +332,7 @@ def _keeps(nbytes):
 
 
 def test_arrays_that_the_worker_keeps_do_not_make_submit_wait_for_ever(monkeypatch):
-    monkeypatch.setattr("shmexec.runtime.calls.HOLDING_STILL", 0.2)
+    monkeypatch.setattr("shmexec.runtime.room.HOLDING_STILL", 0.2)
     mb = 1 << 20
     with shmexec.Executor(1, max_shared_memory=64 * mb) as small:
         with_native = small.stats().native

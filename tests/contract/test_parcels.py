@@ -12,7 +12,7 @@ import pytest
 
 import shmexec
 from shmexec.memory.host import HOST
-from shmexec.runtime.calls import CALLS
+from shmexec.runtime.room import CALLS
 from tests.contract import calls, parcels
 from tests.waiting import wait_until
 

@@ -1,0 +1,40 @@
+"""Whether a thread may wait for others: not if they wait for what it runs just now."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class _Resolving(threading.local):
+    active = False
+
+
+resolving = _Resolving()
+"""``active`` in a thread that may be in code which the pool has called back."""
+
+
+def may_block() -> bool:
+    """Whether this thread may wait: not in a callback, nor under an event loop."""
+    if resolving.active:
+        return False
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return True
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
+def unblocking(fn: Callable[..., object], *args: Any) -> None:
+    """Run what may call back into the pool, where a submit may not wait for others."""
+    before = resolving.active
+    resolving.active = True
+    try:
+        fn(*args)
+    finally:
+        resolving.active = before
