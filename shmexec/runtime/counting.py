@@ -5,42 +5,31 @@ The caller holds the pool's lock, for all of it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 
 from shmexec.figures import Stats, WorkerStats
 from shmexec.memory import native
-from shmexec.memory.host import Block, Host
-from shmexec.options import Options
+from shmexec.memory.host import Block
 from shmexec.runtime import monitor
 from shmexec.runtime.calls import PackedCall
+from shmexec.runtime.tables import Tables
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import Machine
 
 
 class Counting:
     """Counts bytes and blocks; the scheduler counts calls.
 
     Args:
-        options: The pool's settings.
-        machine: Its scheduler.
-        workers: Its workers that run, by their numbers.
-        host: Its memory.
-        account: Who it is in the budget of that.
+        tables: The pool's.
+        account: Who it is in the budget of its memory.
     """
 
-    def __init__(
-        self,
-        options: Options,
-        machine: Machine,
-        workers: Mapping[int, WorkerHandle],
-        host: Host,
-        account: Hashable,
-    ) -> None:
-        self._options = options
-        self._machine = machine
-        self._workers = workers
-        self._host = host
+    def __init__(self, tables: Tables, account: Hashable) -> None:
+        self._options = tables.options
+        self._machine = tables.machine
+        self._workers = tables.workers
+        self._host = tables.host
         self._account = account
         self._copied_in = self._by_reference = 0
         self._buried = 0  # bytes that workers copied out which are gone now

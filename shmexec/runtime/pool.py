@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import pickle
 import threading
 import weakref
 from collections import deque
@@ -27,24 +26,24 @@ from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import Outcome, PackedCall, pack
 from shmexec.runtime.counting import Counting
 from shmexec.runtime.futures import Future
-from shmexec.runtime.leading import READ, WRITE, Leading
+from shmexec.runtime.leading import READ, Leading
 from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.processes import can_be_inherited
 from shmexec.runtime.quotas import Quotas
 from shmexec.runtime.room import RoomMaker, SharedBlocks
+from shmexec.runtime.sending import Sending
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.surroundings import around_calls
+from shmexec.runtime.tables import Tables
 from shmexec.runtime.waiting import may_block
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.scheduler.machine import (
     Call as CallRecord,
-    Machine,
     Worker as WorkerRecord,
 )
 from shmexec.wire.messages import (
     LARGEST,
-    LEASES_AT_MOST,
     Kind,
     MalformedMessage,
     Message,
@@ -52,8 +51,6 @@ from shmexec.wire.messages import (
     Ref,
     decode,
     decode_results,
-    encode,
-    encode_plain,
 )
 from shmexec.wire.parcels import Parcel
 from shmexec.worker.setup import Inherited
@@ -90,6 +87,7 @@ class Pool:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.host = lifecycle.host(options.segment)
+        self._lock = threading.Lock()
         if options.max_shared_memory is not None:
             with self.host.lock:
                 if options.max_shared_memory > self.host.budget.limit():
@@ -107,21 +105,11 @@ class Pool:
                 with self.host.lock:
                     self.host.budget.close(self)
                 raise
-        self.leading = Leading(self)
-        self.outputs = Outputs(self.leading)
-        self._machine = Machine(
-            options.max_workers,
-            max_restarts=options.max_restarts,
-            max_calls=options.max_tasks_per_child,
-            idle_timeout=options.idle_timeout,
-            start_timeout=options.actor.start_timeout if options.actor else None,
-            exclusive=options.actor is not None,
-            slots=options.actor.slots if options.actor else 1,
-        )
-        self._lock = threading.Lock()
+        self._tables = tables = Tables(options, self.host, self.room)
+        self._machine = tables.machine
+        self._calls, self._workers = tables.calls, tables.workers
+        self._outcomes = tables.outcomes
         self._numbers = itertools.count(1)
-        self._calls: dict[int, PackedCall] = {}
-        self._workers: dict[int, WorkerHandle] = {}
         self._by_descriptor: dict[int, WorkerHandle] = {}
         self._inbox: deque[tuple[WorkerHandle, bytes]] = deque()
         self._ended: deque[WorkerHandle] = deque()
@@ -130,21 +118,25 @@ class Pool:
         self._to_look: deque[int] = deque()
         self._dropped: deque[int] = deque()  # streams without a consumer
         self._since_glance = 0
-        self._outcomes: dict[int, Outcome] = {}
         self._remarks: deque[str] = deque()
         self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
         self._closed = False
         self._forked = False
         self._gone = threading.Event()
         self._whole = _Whole(self)
+        self.leading = Leading(self)
+        self.outputs = Outputs(self.leading)
+        self._sending = Sending(tables, self.leading.poller, self._events.append)
+        self._counting = Counting(tables, self)
+        self._quotas = Quotas(tables, self, self._sending.tell)
         self._doers: dict[type, Callable[[Any], None]] = {
-            r.Send: self._send,
-            r.SendPack: self._send_pack,
+            r.Send: self._sending.send,
+            r.SendPack: self._sending.send_pack,
             r.TakeBack: self._take_back,
             r.Look: lambda command: self._to_look.append(command.worker),
             r.Spawn: lambda command: self._to_spawn.append(command.worker),
-            r.Exit: self._exit,
-            r.Interrupt: self._interrupt,
+            r.Exit: self._sending.exit,
+            r.Interrupt: self._sending.interrupt,
             r.Kill: self._kill,
             r.Drop: self._drop,
             r.Fail: self._fail,
@@ -153,12 +145,6 @@ class Pool:
         self.torn: BaseException | None = None
         self.refused = False
         """Whether the initializer raised."""
-        self._counting = Counting(
-            options, self._machine, self._workers, self.host, self
-        )
-        self._quotas = Quotas(
-            self.host, self, self._machine.workers, self._workers, self._tell
-        )
         self.host.add_poke(self.leading.poke)
         lifecycle.register(self)
 
@@ -274,17 +260,7 @@ class Pool:
     def give_credit(self, number: int, credit: int) -> None:
         """A stream's call may yield so many items more."""
         with self._lock, self._whole:
-            self._give_credit(number, credit)
-
-    def _give_credit(self, number: int, credit: int) -> None:
-        call = self._machine.calls.get(number)
-        if call is None or call.worker is None or call.stopping:
-            return
-        handle = self._workers[call.worker.id]
-        if self.host.returns.ended:
-            self.host.settle()  # items that were dropped make room for others
-        frees = handle.take_frees(LEASES_AT_MOST)
-        self._tell(handle, Message(Kind.CREDIT, number, number=credit, leases=frees))
+            self._sending.give_credit(number, credit)
 
     def close_stream(self, number: int) -> None:
         """Nobody wants more of a stream."""
@@ -298,7 +274,7 @@ class Pool:
         if call is not None:
             call.items = None
             self._handle(r.Cancelled(number))  # if it has not begun
-            self._give_credit(number, 0)
+            self._sending.give_credit(number, 0)
 
     def drop_stream(self, number: int) -> None:
         """As :meth:`close_stream`, in a finalizer."""
@@ -432,22 +408,10 @@ class Pool:
     def _take_back(self, command: r.TakeBack) -> None:
         self._calls[command.call].future.wait_again()
 
-    def _exit(self, command: r.Exit) -> None:
-        handle = self._workers.get(command.worker)
-        if handle is not None:
-            self._ask_to_end(handle)
-
-    def _ask_to_end(self, handle: WorkerHandle) -> None:
-        handle.asked = True
-        self._tell(handle, Message(Kind.EXIT))
-
     def _drop(self, command: r.Drop) -> None:
-        call = self._forget(command.call)
+        call = self._tables.forget(command.call)
         if call is not None:
             self._outcomes[call.number] = Outcome(call, None, cancelled=True)
-
-    def _interrupt(self, command: r.Interrupt) -> None:
-        self._tell(self._workers[command.worker], Message(Kind.CANCEL, command.call))
 
     def _kill(self, command: r.Kill) -> None:
         handle = self._workers.get(command.worker)
@@ -456,134 +420,6 @@ class Pool:
                 handle.kill()
             else:
                 handle.interrupt()
-
-    def _send(self, command: r.Send) -> None:
-        call, handle = self._calls[command.call], self._workers[command.worker]
-        future = call.future
-        if not future.begin():
-            # Cancelled a moment ago; the worker goes on to the next call.
-            self._forget(call.number)
-            self._events.append(
-                r.Finished(call.number, handle.number, ok=False, begun=False)
-            )
-            return
-        if call.credit and call.items is None:
-            # A stream that was closed, and came back from a worker that died since.
-            self._forget(call.number)
-            self._outcomes[call.number] = Outcome(call, None, cancelled=True)
-            self._events.append(
-                r.Finished(call.number, handle.number, ok=False, begun=False)
-            )
-            return
-        error = self._give_arenas(call, handle)
-        if error is not None:
-            self._forget(call.number)
-            self._outcomes[call.number] = Outcome(call, None, error=error)
-            self._events.append(
-                r.Finished(call.number, handle.number, ok=False, begun=False)
-            )
-            return
-        self._tell_call(call, handle, call.number)
-
-    def _give_arenas(self, call: PackedCall, handle: WorkerHandle) -> OSError | None:
-        """Have a worker know the arenas that a call refers to; why it cannot."""
-        for argument in call.arguments:
-            arena = argument.key[0]
-            if arena not in handle.arenas:
-                try:
-                    handle.send_arena(arena)
-                except OSError as error:
-                    return OSError(
-                        error.errno,
-                        f"call {call.number} of {call.name}: worker {handle.number} "
-                        "could not be given the memory of a shared array: "
-                        f"{error.strerror}. Submit it again, or with a copy of the array",
-                    )
-        return None
-
-    def _tell_call(self, call: PackedCall, handle: WorkerHandle, request: int) -> None:
-        function = call.function
-        if function.pickled:
-            handle.send_function(function)
-        if call.objects:
-            handle.note_objects(call.objects)
-        refs: tuple[Ref, ...] = ()
-        host = self.host
-        if handle.arena.gone:
-            handle.send_gone()
-        if host.returns.ended:
-            host.settle()  # so that this worker can use its dropped results again
-        if call.arguments:
-            with host.lock:
-                refs = tuple(
-                    Ref(host.lease(key, handle.holder), key[0], offset, nbytes, mode)
-                    for key, offset, nbytes, mode in call.arguments
-                )
-        handle.request = request
-        number = handle.number
-        key, payload = function.key, call.payload
-        if refs or handle.arena.frees:
-            frees = handle.take_frees(LEASES_AT_MOST)
-            spilled = call.spilled
-            data = encode(
-                Message(
-                    Kind.CALL,
-                    request,
-                    number,
-                    call.credit,
-                    0.0,
-                    refs,
-                    frees,
-                    key,
-                    payload,
-                    spilled,
-                )
-            )
-        else:
-            data = encode_plain(
-                Kind.CALL, request, number, call.credit, 0.0, key, payload
-            )
-        sent = handle.sender.send(data)
-        if not sent:
-            self._watch_writing(handle)
-
-    def _send_pack(self, command: r.SendPack) -> None:
-        handle = self._workers[command.worker]
-        entries = []
-        dropped = []
-        function = None
-        for number in command.calls:
-            call = self._calls[number]
-            if call.future.begin():
-                entries.append((number, call.payload))
-                function = call.function
-            else:  # cancelled a moment ago
-                self._forget(number)
-                dropped.append((number, False, 0.0))
-        if dropped:
-            ended = function is None
-            self._events.append(r.PackReplied(handle.number, dropped, ended))
-        if function is None:
-            return
-        handle.pack = tuple([number for number, _ in entries])
-        if function.pickled:
-            handle.send_function(function)
-        if self.host.returns.ended:
-            self.host.settle()
-        self._tell(
-            handle,
-            Message(
-                Kind.PACK,
-                0,
-                handle.number,
-                0,
-                command.deadline,
-                (),
-                handle.take_frees(LEASES_AT_MOST),
-                function.key,
-                pickle.dumps(entries, 5),
-            ),
-        )
 
     def _look(self, number: int) -> None:
         """See how far a worker came with a pack whose deadline has passed.
@@ -609,23 +445,8 @@ class Pool:
         self._on_results(handle, handle.logged(begun), ended=False)
         self._handle(r.PackExpired(number, begun))
 
-    def _tell(self, handle: WorkerHandle, message: Message) -> None:
-        if not handle.send(message):
-            self._watch_writing(handle)
-
-    def _watch_writing(self, handle: WorkerHandle) -> None:
-        descriptor = handle.sender.sock.fileno()
-        self._by_descriptor[descriptor] = handle
-        self.leading.poller.add(descriptor, WRITE)
-
-    def _forget(self, number: int) -> PackedCall | None:
-        call = self._calls.pop(number, None)
-        if call is not None and call.blocks:
-            self.room.give_back(call.blocks)
-        return call
-
     def _fail(self, command: r.Fail) -> None:
-        call = self._forget(command.call)
+        call = self._tables.forget(command.call)
         if call is None:
             return
         if command.why == "cancelled":
@@ -642,19 +463,15 @@ class Pool:
         """Move what a descriptor has into the inbox; the leader calls it."""
         handle = self._by_descriptor.get(descriptor)
         if handle is None:
-            return
-        if descriptor == handle.process.sentinel:
+            with self._lock:
+                self._sending.go_on(descriptor, event)
+        elif descriptor == handle.process.sentinel:
             self.leading.poller.remove(descriptor)
             self._ended.append(handle)
         elif descriptor == handle.replies.fileno():
             self._take_reply(handle, descriptor)
-        elif descriptor in handle.output.descriptors:
-            self.outputs.take(descriptor)
         else:
-            with self._lock:
-                if handle.sender.flush() or event & ~WRITE:
-                    self.leading.poller.remove(descriptor)
-                    self._by_descriptor.pop(descriptor, None)
+            self.outputs.take(descriptor)
 
     def _take_reply(self, handle: WorkerHandle, descriptor: int) -> bool:
         """One read, which is one message where packets are; whether there was one."""
@@ -771,7 +588,7 @@ class Pool:
             if call is not None and not state.stopping:
                 after = handle.output.last
                 self._outcomes[number] = Outcome(call, kind, payload, after=after)
-                self._forget(number)
+                self._tables.forget(number)
             came[number] = number, kind is Kind.RESULT, seconds
         if came or ended:
             self._handle(r.PackReplied(handle.number, tuple(came.values()), ended))
@@ -840,7 +657,7 @@ class Pool:
             self._outcomes[number] = Outcome(
                 call, kind, payload, views, None, False, warning, after
             )
-            self._forget(call.number)
+            self._tables.forget(call.number)
         ok, seconds = kind is Kind.RESULT, message.seconds
         if number in worker.pack:
             self._handle(r.PackReplied(handle.number, ((number, ok, seconds),), False))
@@ -881,10 +698,10 @@ class Pool:
                 self._on_results(handle, handle.logged(begun), ended=False)
             self._handle(r.WorkerDead(handle.number, reason, not_begun, begun))
         self._counting.bury(handle)
+        self._sending.forget(handle)
         for number in (
             descriptor,
             handle.process.sentinel,
-            handle.sender.sock.fileno(),
             *handle.output.descriptors,
         ):
             self.leading.poller.remove(number)
@@ -993,12 +810,10 @@ class Pool:
             self._by_descriptor[descriptor] = handle
         self.outputs.adopt(handle.output)
         if self.initializer is not None:
-            if self._give_arenas(self.initializer, handle) is not None:
-                handle.kill()
-            self._tell_call(self.initializer, handle, 0)
+            self._sending.initialize(self.initializer, handle)
         worker = self._machine.workers.get(handle.number)
         if worker is not None and worker.state is r.WorkerState.DRAINING:
-            self._ask_to_end(handle)
+            self._sending.ask_to_end(handle)
 
     def resolve(self) -> None:
         """Put outcomes into their futures; no lock is held, since callbacks run.
@@ -1084,7 +899,7 @@ class Pool:
             for number in [n for n, call in self._calls.items() if call.credit]:
                 # One that is not read to its end would keep the pool alive.
                 self._handle(r.Cancelled(number))
-                self._give_credit(number, 0)
+                self._sending.give_credit(number, 0)
             if first or cancel_futures:
                 self._handle(r.Closed(cancel_futures))
             started = self.leading.started
@@ -1118,6 +933,7 @@ class Pool:
             handle.close_in_child(keep)
         self._workers.clear()
         self._by_descriptor.clear()
+        self._sending.after_fork_in_child()
         self.outputs.after_fork_in_child()
         self.leading.close()
         for call in self._calls.values():

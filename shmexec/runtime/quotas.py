@@ -5,15 +5,14 @@ The caller holds the pool's lock, for all of it but :meth:`Quotas.expect_idlenes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from shmexec.deadline import now
-from shmexec.memory.host import Host
 from shmexec.runtime import monitor
+from shmexec.runtime.tables import Tables
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import Worker as WorkerRecord
 from shmexec.wire.messages import Kind, Message
 
 _SMALLEST_GRANT = 16 << 20
@@ -45,25 +44,21 @@ class Quotas:
     which is a message, too, or at :meth:`next_due` if none did.
 
     Args:
-        host: The memory.
-        account: Who the pool is in the budget of that.
-        workers: Its workers, as the scheduler sees them.
-        handles: Those that run, by their numbers.
-        tell: Sends one of them a message.
+        tables: The pool's.
+        account: Who it is in the budget of its memory.
+        tell: Sends a worker a message.
     """
 
     def __init__(
         self,
-        host: Host,
+        tables: Tables,
         account: Hashable,
-        workers: Mapping[int, WorkerRecord],
-        handles: Mapping[int, WorkerHandle],
         tell: Callable[[WorkerHandle, Message], None],
     ) -> None:
-        self._host = host
+        self._host = tables.host
+        self._machine = tables.machine
+        self._workers = tables.workers
         self._account = account
-        self._workers = workers
-        self._handles = handles
         self._tell = tell
         self.wanting: list[_Want] = []
         """Workers that wait for an answer."""
@@ -127,8 +122,8 @@ class Quotas:
     def reclaim(self) -> bool:
         """Ask idle workers for quota they do not need; whether answers are due."""
         asked = False
-        for worker in self._workers.values():
-            handle = self._handles.get(worker.id)
+        for worker in self._machine.workers.values():
+            handle = self._workers.get(worker.id)
             if handle is None:
                 continue
             if (

@@ -1,0 +1,52 @@
+"""What the parts of a pool have in common: its calls, its workers, its scheduler.
+
+The pool's lock guards all of it. Two things are done without: to look whether there is
+anything in :attr:`Tables.outcomes`, and to resolve what is there, number by number.
+"""
+
+from __future__ import annotations
+
+from shmexec.memory.host import Host
+from shmexec.options import Options
+from shmexec.runtime.calls import Outcome, PackedCall
+from shmexec.runtime.room import RoomMaker
+from shmexec.runtime.workers import WorkerHandle
+from shmexec.scheduler.machine import Machine
+
+
+class Tables:
+    """See the module.
+
+    Attributes:
+        options: The pool's settings.
+        host: Its memory.
+        room: Gives calls their blocks.
+        machine: The scheduler.
+        calls: Calls that are not done, by their numbers.
+        outcomes: Of calls that are done, and of items of streams; not resolved yet.
+        workers: Those that run, by their numbers.
+    """
+
+    def __init__(self, options: Options, host: Host, room: RoomMaker) -> None:
+        self.options = options
+        self.host = host
+        self.room = room
+        self.machine = Machine(
+            options.max_workers,
+            max_restarts=options.max_restarts,
+            max_calls=options.max_tasks_per_child,
+            idle_timeout=options.idle_timeout,
+            start_timeout=options.actor.start_timeout if options.actor else None,
+            exclusive=options.actor is not None,
+            slots=options.actor.slots if options.actor else 1,
+        )
+        self.calls: dict[int, PackedCall] = {}
+        self.outcomes: dict[int, Outcome] = {}
+        self.workers: dict[int, WorkerHandle] = {}
+
+    def forget(self, number: int) -> PackedCall | None:
+        """A call is done, or will never be: its blocks are given back."""
+        call = self.calls.pop(number, None)
+        if call is not None and call.blocks:
+            self.room.give_back(call.blocks)
+        return call
