@@ -260,7 +260,8 @@ class RescuingPool(Pool):
 
     def _rescues(self) -> bool:
         """Whether it is broken in such a way that calls run apart."""
-        return bool(self._machine.broken) and not self.refused and self.torn is None
+        broken, refused = self._machine.broken, self._replies.refused
+        return bool(broken) and not refused and self.torn is None
 
     def enter(
         self, call: PackedCall, options: CallOptions, worker: int | None = None

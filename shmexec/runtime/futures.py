@@ -49,6 +49,16 @@ class Future(BaseFuture[T]):
         self._pool = pool
         self._call = call
 
+    def make_next(self) -> Future[Any]:
+        """One for what the same call comes to after this; for the pool only.
+
+        It is running, so that it cannot be cancelled for itself.
+        """
+        following: Future[Any] = Future()
+        following._pool, following._call = self._pool, self._call
+        following.begin()
+        return following
+
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         """What the base class, and ``concurrent.futures.wait``, lock and wait on."""

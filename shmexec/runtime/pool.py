@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from shmexec.deadline import now
@@ -30,6 +29,7 @@ from shmexec.runtime.leading import READ, Leading
 from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.processes import can_be_inherited
 from shmexec.runtime.quotas import Quotas
+from shmexec.runtime.replies import Replies
 from shmexec.runtime.room import RoomMaker, SharedBlocks
 from shmexec.runtime.sending import Sending
 from shmexec.runtime.streams import Stream
@@ -38,20 +38,6 @@ from shmexec.runtime.tables import Tables
 from shmexec.runtime.waiting import may_block
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import (
-    Call as CallRecord,
-    Worker as WorkerRecord,
-)
-from shmexec.wire.messages import (
-    LARGEST,
-    Kind,
-    MalformedMessage,
-    Message,
-    PackedResult,
-    Ref,
-    decode,
-    decode_results,
-)
 from shmexec.wire.parcels import Parcel
 from shmexec.worker.setup import Inherited
 
@@ -111,14 +97,13 @@ class Pool:
         self._outcomes = tables.outcomes
         self._numbers = itertools.count(1)
         self._by_descriptor: dict[int, WorkerHandle] = {}
-        self._inbox: deque[tuple[WorkerHandle, bytes]] = deque()
         self._ended: deque[WorkerHandle] = deque()
         self._events: deque[r.Event] = deque()
         self._to_spawn: deque[int] = deque()
         self._to_look: deque[int] = deque()
         self._dropped: deque[int] = deque()  # streams without a consumer
         self._since_glance = 0
-        self._remarks: deque[str] = deque()
+        self._remarks: deque[str] = deque()  # what the dispatcher is to warn of
         self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
         self._closed = False
         self._forked = False
@@ -129,6 +114,15 @@ class Pool:
         self._sending = Sending(tables, self.leading.poller, self._events.append)
         self._counting = Counting(tables, self)
         self._quotas = Quotas(tables, self, self._sending.tell)
+        self._replies = Replies(
+            tables,
+            self._quotas,
+            self.outputs,
+            self.leading.poller,
+            self._numbers,
+            self._handle,
+            self._remarks.append,
+        )
         self._doers: dict[type, Callable[[Any], None]] = {
             r.Send: self._sending.send,
             r.SendPack: self._sending.send_pack,
@@ -143,8 +137,6 @@ class Pool:
             r.Broke: self._broke,
         }
         self.torn: BaseException | None = None
-        self.refused = False
-        """Whether the initializer raised."""
         self.host.add_poke(self.leading.poke)
         lifecycle.register(self)
 
@@ -421,30 +413,6 @@ class Pool:
             else:
                 handle.interrupt()
 
-    def _look(self, number: int) -> None:
-        """See how far a worker came with a pack whose deadline has passed.
-
-        The worker writes its mark, then looks at the clock, and begins a call only if
-        the deadline has not passed. The mark is read here after it has: either it is
-        that of the last call that ever begins, or the worker will see that it is late.
-        So what comes behind the mark never begins. (CLOCK_MONOTONIC is one clock for all
-        processes.) What comes before the mark has ended; its results were noted, or
-        sent, before the mark was written.
-        """
-        handle = self._workers.get(number)
-        if handle is None:
-            return
-        pack, begun = handle.pack, handle.begun()
-        while self._take_reply(handle, handle.replies.fileno()):
-            pass
-        self._empty_inbox()
-        worker = self._machine.workers.get(number)
-        if worker is None or worker.look_at is None or handle.pack is not pack:
-            return  # it has ended meanwhile; what was read tells nothing of the next one
-        self.outputs.drain(handle.output)
-        self._on_results(handle, handle.logged(begun), ended=False)
-        self._handle(r.PackExpired(number, begun))
-
     def _fail(self, command: r.Fail) -> None:
         call = self._tables.forget(command.call)
         if call is None:
@@ -469,32 +437,16 @@ class Pool:
             self.leading.poller.remove(descriptor)
             self._ended.append(handle)
         elif descriptor == handle.replies.fileno():
-            self._take_reply(handle, descriptor)
+            self._replies.take(handle, descriptor)
         else:
             self.outputs.take(descriptor)
-
-    def _take_reply(self, handle: WorkerHandle, descriptor: int) -> bool:
-        """One read, which is one message where packets are; whether there was one."""
-        before = len(self._inbox)
-        try:
-            # Out of the kernel and into the inbox in one C call.
-            reads = map(os.read, (descriptor,), (LARGEST,))
-            self._inbox.extend(zip((handle,), reads, strict=False))
-        except (BlockingIOError, ConnectionError):
-            return False
-        if len(self._inbox) > before and not self._inbox[-1][1]:
-            self._inbox.pop()
-            # End of data is not yet the end of the process: the sentinel tells.
-            self.leading.poller.remove(descriptor)
-            return False
-        return len(self._inbox) > before
 
     def process(self, *, ticking: bool) -> None:
         """Handle what is in the inbox, then deaths, then time."""
         if self.outputs.muted:
             self.outputs.unmute()
         if not (
-            self._inbox
+            self._replies.inbox
             or self._ended
             or ticking
             or self._quotas.wanting
@@ -502,7 +454,7 @@ class Pool:
         ):
             return
         with self._lock, self._whole:
-            self._empty_inbox()
+            self._replies.empty_inbox()
             while self._dropped:
                 self._close_stream(self._dropped[0])
                 self._dropped.popleft()
@@ -514,189 +466,17 @@ class Pool:
                 if due is not None and due <= now():
                     self._handle(r.Tick())
             while self._to_look:
-                self._look(self._to_look[0])
+                self._replies.look(self._to_look[0])
                 self._to_look.popleft()
             if self._quotas.wanting:
                 self._quotas.answer()
 
-    def _empty_inbox(self) -> None:
-        while self._inbox:
-            handle, data = self._inbox[0]
-            try:
-                if handle.framer is None:
-                    self._on_message(handle, decode(data))
-                else:
-                    for each in handle.framer.feed(data):
-                        self._on_message(handle, decode(each))
-            except (MalformedMessage, r.IllegalEvent, ValueError):
-                # Its memory is not to be trusted any more; its call fails with it.
-                handle.kill()
-            self._inbox.popleft()
-
-    def _on_message(self, handle: WorkerHandle, message: Message) -> None:
-        kind = message.kind
-        if message.generation != handle.number:
-            msg = f"worker {handle.number} speaks for {message.generation}"
-            raise MalformedMessage(msg)
-        if message.leases:
-            self.host.release_of(handle.holder, message.leases)
-        if kind is Kind.RESULT or kind is Kind.ERROR:
-            self._on_reply(handle, message)
-        elif kind is Kind.ITEM:
-            self._on_item(handle, message)
-        elif kind is Kind.PACKED:
-            handle.note_figures(message)
-            self.outputs.drain(handle.output)
-            results = decode_results(message.payload)
-            self._on_results(handle, results, ended=bool(message.request))
-        elif kind is Kind.LOG:
-            self.outputs.take_record(handle.output, message.payload)
-        elif kind is Kind.READY:
-            self.outputs.drain(handle.output)
-            event = r.WorkerBegan if message.request else r.WorkerReady
-            self._handle(event(handle.number))
-        elif kind is Kind.REFUSED:
-            self.outputs.drain(handle.output)
-            self.refused = True
-            what = "the initializer" if self.options.actor is None else "building it"
-            reason = f"{what} failed: {message.payload.decode()}"
-            self._handle(r.WorkerRefused(handle.number, reason))
-        else:
-            self._on_memory(handle, message)
-
-    def _on_memory(self, handle: WorkerHandle, message: Message) -> None:
-        kind = message.kind
-        if kind is Kind.WANT:
-            self._quotas.handle_want(handle, message)
-        elif kind is Kind.RETURNED:
-            self._quotas.handle_returned(handle, message)
-        elif kind is Kind.FORGET:
-            handle.arena.visited.discard(message.number)
-
-    def _on_results(
-        self, handle: WorkerHandle, results: Sequence[PackedResult], *, ended: bool
-    ) -> None:
-        """Results of packed calls; some of them may have been taken from the log."""
-        worker = self._machine.workers.get(handle.number)
-        pack = worker.pack if worker is not None else {}
-        came: dict[int, tuple[int, bool, float]] = {}
-        for number, kind, seconds, payload in results:
-            state = pack.get(number)
-            if state is None:
-                continue
-            call = self._calls.get(number)
-            if call is not None and not state.stopping:
-                after = handle.output.last
-                self._outcomes[number] = Outcome(call, kind, payload, after=after)
-                self._tables.forget(number)
-            came[number] = number, kind is Kind.RESULT, seconds
-        if came or ended:
-            self._handle(r.PackReplied(handle.number, tuple(came.values()), ended))
-
-    def _on_item(self, handle: WorkerHandle, message: Message) -> None:
-        number = message.request
-        call = self._calls.get(number)
-        state, _ = self._running(handle, message)
-        payload, views = self._received(handle, message, call)
-        if call is None or call.items is None or state.stopping:
-            return  # nobody wants it: with its views end its leases
-        future, following = call.future, Future[Any]()
-        following.attach(self, number)
-        following.begin()  # so that it cannot be cancelled for itself
-        call.items.append(following)
-        call.future = following
-        after = self.outputs.drain(handle.output)
-        self._outcomes[next(self._numbers)] = Outcome(
-            call, Kind.RESULT, payload, views, after=after, item=future
-        )
-
-    def _running(
-        self, handle: WorkerHandle, message: Message
-    ) -> tuple[CallRecord, WorkerRecord]:
-        """The call that a worker speaks of, and the worker, as the scheduler sees them.
-
-        Raises:
-            MalformedMessage: If the worker does not run it.
-        """
-        state = self._machine.calls.get(message.request)
-        worker = None if state is None else state.worker
-        if state is None or worker is None or worker.id != handle.number:
-            msg = f"a reply to call {message.request}, which this worker does not run"
-            raise MalformedMessage(msg)
-        return state, worker
-
-    def _received(
-        self, handle: WorkerHandle, message: Message, call: PackedCall | None
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """The pickle that a worker sent, and the buffers that belong to it."""
-        refs = message.refs
-        # What goes on to another worker is not looked at here.
-        sealed = call is not None and call.sealed and message.kind is not Kind.ERROR
-        views: tuple[Any, ...] = ()
-        if refs:
-            views = tuple([self._accept(handle, ref, sealed=sealed) for ref in refs])
-        handle.note_figures(message)
-        handle.arena.kept = 0
-        if message.spilled:
-            return views[-1], views[:-1]
-        return message.payload, views
-
-    def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
-        kind, number = message.kind, message.request
-        if not number and kind is Kind.ERROR:
-            self._remark(reports.failed_cleanup(handle, message.payload, self.options))
-            return
-        call = self._calls.get(number)
-        state, worker = self._running(handle, message)
-        payload, views = self._received(handle, message, call)
-        handle.request = 0
-        after = self.outputs.drain(handle.output)
-        warning, handle.warning = handle.warning, ""
-        if call is not None and not state.stopping:
-            # Noted before it is forgotten: an interrupt in between loses nothing.
-            self._outcomes[number] = Outcome(
-                call, kind, payload, views, None, False, warning, after
-            )
-            self._tables.forget(call.number)
-        ok, seconds = kind is Kind.RESULT, message.seconds
-        if number in worker.pack:
-            self._handle(r.PackReplied(handle.number, ((number, ok, seconds),), False))
-        else:
-            self._handle(r.Finished(number, handle.number, ok, seconds))
-
-    def _accept(self, handle: WorkerHandle, ref: Ref, *, sealed: bool) -> Any:
-        lease, place = ref.lease, (ref.arena, ref.offset, ref.nbytes)
-        host = self.host
-        if lease:  # an argument that comes back
-            host.take_back(handle.holder, lease, place)
-        elif ref.arena != handle.arena.id:
-            msg = f"a result in arena {ref.arena}, not the worker's own"
-            raise MalformedMessage(msg)
-        else:
-            lease = host.accept(handle.arena, ref.offset, ref.nbytes)
-        return (host.result_loan if sealed else host.result_view)(place, lease)
-
     def _bury(self, handle: WorkerHandle) -> None:
-        """A worker's process has ended: first read all it said, then decide."""
+        """A worker's process has ended: take its words in, then let it go."""
         descriptor = handle.replies.fileno()
         if descriptor < 0:
             return
-        while self._take_reply(handle, descriptor):
-            pass
-        self._empty_inbox()
-        code = handle.process.reap()
-        self.outputs.drop(handle.output)
-        reason = reports.death(handle, code)
-        if self.options.actor is not None and handle.asked and code:
-            self._remark(reports.unfinished_cleanup(reason, self.options))
-        not_begun, begun = handle.call_not_begun(), handle.begun()
-        self._quotas.forget(handle)
-        if handle.number in self._machine.workers:
-            if self._machine.workers[handle.number].late:
-                reason = f"{reason}\n{handle.fault_text()}"
-            if self._machine.workers[handle.number].packed:
-                self._on_results(handle, handle.logged(begun), ended=False)
-            self._handle(r.WorkerDead(handle.number, reason, not_begun, begun))
+        self._replies.bury(handle)
         self._counting.bury(handle)
         self._sending.forget(handle)
         for number in (
@@ -755,7 +535,7 @@ class Pool:
 
     def has_unread(self) -> bool:
         """Whether something came that was not handled yet."""
-        return bool(self._inbox or self._ended)
+        return bool(self._replies.inbox or self._ended)
 
     def has_resolutions(self) -> bool:
         """Whether futures are to be resolved, or something printed is to be written."""
@@ -878,10 +658,6 @@ class Pool:
         self.leading.close()
         self._gone.set()
         self._give_remarks()
-
-    def _remark(self, text: str) -> None:
-        """Have the dispatcher warn of something that no call can tell."""
-        self._remarks.append(text)
 
     def _give_remarks(self) -> None:
         while self._remarks:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import shmexec
-from shmexec.runtime.pool import Pool
+from shmexec.runtime.replies import Replies
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler.machine import PACK_PATIENCE, Machine
 from shmexec.wire.functions import describe
@@ -218,7 +218,7 @@ def test_callbacks_come_while_a_later_one_is_at_work(one_pack, make_gate):
 
 def test_each_runs_once_when_the_parent_is_slow(make_executor, monkeypatch, tmp_path):
     """What it read of one pack must not be taken for something about the next."""
-    begun, empty_inbox = WorkerHandle.begun, Pool._empty_inbox
+    begun, empty_inbox = WorkerHandle.begun, Replies.empty_inbox
 
     def slow_begun(self):
         mark = begun(self)
@@ -234,7 +234,7 @@ def test_each_runs_once_when_the_parent_is_slow(make_executor, monkeypatch, tmp_
     executor = make_executor(2)
     executor.submit(calls.act, "say").result(20)
     monkeypatch.setattr(WorkerHandle, "begun", slow_begun)
-    monkeypatch.setattr(Pool, "_empty_inbox", slow_empty_inbox)
+    monkeypatch.setattr(Replies, "empty_inbox", slow_empty_inbox)
     futures = []
     for i in range(300):
         what = "note and nap" if i % 10 == 3 else "note"

@@ -1,0 +1,307 @@
+"""What comes from workers: read into the inbox, then handled, in its order.
+
+Bytes go from the kernel to the inbox within one C call; a message is peeked at, handled,
+then popped, and to handle it twice is harmless: so an interrupt loses nothing (see
+:mod:`shmexec.runtime.leading`). Only whoever leads reads, and needs no lock for it; for
+all the rest the caller holds the pool's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from shmexec.runtime import reports
+from shmexec.runtime.calls import Outcome, PackedCall
+from shmexec.runtime.leading import Poller
+from shmexec.runtime.outputs import Outputs
+from shmexec.runtime.quotas import Quotas
+from shmexec.runtime.tables import Tables
+from shmexec.runtime.workers import WorkerHandle
+from shmexec.scheduler import records as r
+from shmexec.scheduler.machine import (
+    Call as CallRecord,
+    Worker as WorkerRecord,
+)
+from shmexec.wire.messages import (
+    LARGEST,
+    Kind,
+    MalformedMessage,
+    Message,
+    PackedResult,
+    Ref,
+    decode,
+    decode_results,
+)
+
+
+class Replies:
+    """See the module.
+
+    Args:
+        tables: The pool's.
+        quotas: What workers say of memory is for it.
+        outputs: What was printed before a reply is read before that is handled.
+        poller: Watches the sockets; one that has ended is watched no more.
+        numbers: Numbers of calls, of which items of streams take some.
+        handle: Tells the scheduler of an event, and does what it says.
+        remark: Has the program warned of something that no call can tell.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        quotas: Quotas,
+        outputs: Outputs,
+        poller: Poller,
+        numbers: Iterator[int],
+        handle: Callable[[r.Event], None],
+        remark: Callable[[str], None],
+    ) -> None:
+        self._tables = tables
+        self._options = tables.options
+        self._host = tables.host
+        self._machine = tables.machine
+        self._calls = tables.calls
+        self._workers = tables.workers
+        self._outcomes = tables.outcomes
+        self._quotas = quotas
+        self._outputs = outputs
+        self._poller = poller
+        self._numbers = numbers
+        self._handle = handle
+        self._remark = remark
+        self.inbox: deque[tuple[WorkerHandle, bytes]] = deque()
+        self.refused = False
+        """Whether the initializer raised."""
+
+    # -- reading -----------------------------------------------------------------------
+
+    def take(self, handle: WorkerHandle, descriptor: int) -> bool:
+        """One read, which is one message where packets are; whether there was one."""
+        inbox = self.inbox
+        before = len(inbox)
+        try:
+            # Out of the kernel and into the inbox in one C call.
+            reads = map(os.read, (descriptor,), (LARGEST,))
+            inbox.extend(zip((handle,), reads, strict=False))
+        except (BlockingIOError, ConnectionError):
+            return False
+        if len(inbox) > before and not inbox[-1][1]:
+            inbox.pop()
+            # End of data is not yet the end of the process: the sentinel tells.
+            self._poller.remove(descriptor)
+            return False
+        return len(inbox) > before
+
+    def take_all(self, handle: WorkerHandle) -> None:
+        """Read all that a worker has said, and handle what there is of any."""
+        descriptor = handle.replies.fileno()
+        while self.take(handle, descriptor):
+            pass
+        self.empty_inbox()
+
+    def empty_inbox(self) -> None:
+        """Handle what was read."""
+        inbox = self.inbox
+        while inbox:
+            handle, data = inbox[0]
+            try:
+                if handle.framer is None:
+                    self._on_message(handle, decode(data))
+                else:
+                    for each in handle.framer.feed(data):
+                        self._on_message(handle, decode(each))
+            except (MalformedMessage, r.IllegalEvent, ValueError):
+                # Its memory is not to be trusted any more; its call fails with it.
+                handle.kill()
+            inbox.popleft()
+
+    def _on_message(self, handle: WorkerHandle, message: Message) -> None:
+        kind = message.kind
+        if message.generation != handle.number:
+            msg = f"worker {handle.number} speaks for {message.generation}"
+            raise MalformedMessage(msg)
+        if message.leases:
+            self._host.release_of(handle.holder, message.leases)
+        if kind is Kind.RESULT or kind is Kind.ERROR:
+            self._on_reply(handle, message)
+        elif kind is Kind.ITEM:
+            self._on_item(handle, message)
+        elif kind is Kind.PACKED:
+            handle.note_figures(message)
+            self._outputs.drain(handle.output)
+            results = decode_results(message.payload)
+            self._on_results(handle, results, ended=bool(message.request))
+        elif kind is Kind.LOG:
+            self._outputs.take_record(handle.output, message.payload)
+        elif kind is Kind.READY:
+            self._outputs.drain(handle.output)
+            event = r.WorkerBegan if message.request else r.WorkerReady
+            self._handle(event(handle.number))
+        elif kind is Kind.REFUSED:
+            self._outputs.drain(handle.output)
+            self.refused = True
+            what = "the initializer" if self._options.actor is None else "building it"
+            reason = f"{what} failed: {message.payload.decode()}"
+            self._handle(r.WorkerRefused(handle.number, reason))
+        else:
+            self._on_memory(handle, message)
+
+    def _on_memory(self, handle: WorkerHandle, message: Message) -> None:
+        kind = message.kind
+        if kind is Kind.WANT:
+            self._quotas.handle_want(handle, message)
+        elif kind is Kind.RETURNED:
+            self._quotas.handle_returned(handle, message)
+        elif kind is Kind.FORGET:
+            handle.arena.visited.discard(message.number)
+
+    # -- results -----------------------------------------------------------------------
+
+    def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
+        kind, number = message.kind, message.request
+        if not number and kind is Kind.ERROR:
+            self._remark(reports.failed_cleanup(handle, message.payload, self._options))
+            return
+        call = self._calls.get(number)
+        state, worker = self._running(handle, message)
+        payload, views = self._received(handle, message, call)
+        handle.request = 0
+        after = self._outputs.drain(handle.output)
+        warning, handle.warning = handle.warning, ""
+        if call is not None and not state.stopping:
+            # Noted before it is forgotten: an interrupt in between loses nothing.
+            self._outcomes[number] = Outcome(
+                call, kind, payload, views, None, False, warning, after
+            )
+            self._tables.forget(call.number)
+        ok, seconds = kind is Kind.RESULT, message.seconds
+        if number in worker.pack:
+            self._handle(r.PackReplied(handle.number, ((number, ok, seconds),), False))
+        else:
+            self._handle(r.Finished(number, handle.number, ok, seconds))
+
+    def _on_item(self, handle: WorkerHandle, message: Message) -> None:
+        number = message.request
+        call = self._calls.get(number)
+        state, _ = self._running(handle, message)
+        payload, views = self._received(handle, message, call)
+        if call is None or call.items is None or state.stopping:
+            return  # nobody wants it: with its views end its leases
+        future, following = call.future, call.future.make_next()
+        call.items.append(following)
+        call.future = following
+        after = self._outputs.drain(handle.output)
+        self._outcomes[next(self._numbers)] = Outcome(
+            call, Kind.RESULT, payload, views, after=after, item=future
+        )
+
+    def _running(
+        self, handle: WorkerHandle, message: Message
+    ) -> tuple[CallRecord, WorkerRecord]:
+        """The call that a worker speaks of, and the worker, as the scheduler sees them.
+
+        Raises:
+            MalformedMessage: If the worker does not run it.
+        """
+        state = self._machine.calls.get(message.request)
+        worker = None if state is None else state.worker
+        if state is None or worker is None or worker.id != handle.number:
+            msg = f"a reply to call {message.request}, which this worker does not run"
+            raise MalformedMessage(msg)
+        return state, worker
+
+    def _received(
+        self, handle: WorkerHandle, message: Message, call: PackedCall | None
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The pickle that a worker sent, and the buffers that belong to it."""
+        refs = message.refs
+        # What goes on to another worker is not looked at here.
+        sealed = call is not None and call.sealed and message.kind is not Kind.ERROR
+        views: tuple[Any, ...] = ()
+        if refs:
+            views = tuple([self._accept(handle, ref, sealed=sealed) for ref in refs])
+        handle.note_figures(message)
+        handle.arena.kept = 0
+        if message.spilled:
+            return views[-1], views[:-1]
+        return message.payload, views
+
+    def _accept(self, handle: WorkerHandle, ref: Ref, *, sealed: bool) -> Any:
+        lease, place = ref.lease, (ref.arena, ref.offset, ref.nbytes)
+        host = self._host
+        if lease:  # an argument that comes back
+            host.take_back(handle.holder, lease, place)
+        elif ref.arena != handle.arena.id:
+            msg = f"a result in arena {ref.arena}, not the worker's own"
+            raise MalformedMessage(msg)
+        else:
+            lease = host.accept(handle.arena, ref.offset, ref.nbytes)
+        return (host.result_loan if sealed else host.result_view)(place, lease)
+
+    # -- packs -------------------------------------------------------------------------
+
+    def _on_results(
+        self, handle: WorkerHandle, results: Sequence[PackedResult], *, ended: bool
+    ) -> None:
+        """Results of packed calls; some of them may have been taken from the log."""
+        worker = self._machine.workers.get(handle.number)
+        pack = worker.pack if worker is not None else {}
+        came: dict[int, tuple[int, bool, float]] = {}
+        for number, kind, seconds, payload in results:
+            state = pack.get(number)
+            if state is None:
+                continue
+            call = self._calls.get(number)
+            if call is not None and not state.stopping:
+                after = handle.output.last
+                self._outcomes[number] = Outcome(call, kind, payload, after=after)
+                self._tables.forget(number)
+            came[number] = number, kind is Kind.RESULT, seconds
+        if came or ended:
+            self._handle(r.PackReplied(handle.number, tuple(came.values()), ended))
+
+    def look(self, number: int) -> None:
+        """See how far a worker came with a pack whose deadline has passed.
+
+        The worker writes its mark, then looks at the clock, and begins a call only if
+        the deadline has not passed. The mark is read here after it has: either it is
+        that of the last call that ever begins, or the worker will see that it is late.
+        So what comes behind the mark never begins. (CLOCK_MONOTONIC is one clock for all
+        processes.) What comes before the mark has ended; its results were noted, or
+        sent, before the mark was written.
+        """
+        handle = self._workers.get(number)
+        if handle is None:
+            return
+        pack, begun = handle.pack, handle.begun()
+        self.take_all(handle)
+        worker = self._machine.workers.get(number)
+        if worker is None or worker.look_at is None or handle.pack is not pack:
+            return  # it has ended meanwhile; what was read tells nothing of the next one
+        self._outputs.drain(handle.output)
+        self._on_results(handle, handle.logged(begun), ended=False)
+        self._handle(r.PackExpired(number, begun))
+
+    # -- the end of a worker -----------------------------------------------------------
+
+    def bury(self, handle: WorkerHandle) -> None:
+        """A worker's process has ended: first read all it said, then decide."""
+        self.take_all(handle)
+        code = handle.process.reap()
+        self._outputs.drop(handle.output)
+        reason = reports.death(handle, code)
+        if self._options.actor is not None and handle.asked and code:
+            self._remark(reports.unfinished_cleanup(reason, self._options))
+        not_begun, begun = handle.call_not_begun(), handle.begun()
+        self._quotas.forget(handle)
+        worker = self._machine.workers.get(handle.number)
+        if worker is not None:
+            if worker.late:
+                reason = f"{reason}\n{handle.fault_text()}"
+            if worker.packed:
+                self._on_results(handle, handle.logged(begun), ended=False)
+            self._handle(r.WorkerDead(handle.number, reason, not_begun, begun))
