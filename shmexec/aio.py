@@ -24,7 +24,7 @@ Submit = Callable[..., "Future[Any]"]
 """Submits ``fn`` with its arguments; may block if not called under an event loop."""
 
 
-async def submit(submit_call: Submit, *args: Any, **kwargs: Any) -> Future[Any]:
+async def submit(submit_call: Submit, /, *args: Any, **kwargs: Any) -> Future[Any]:
     """Submit a call; waits for room in shared memory without blocking the loop."""
     try:
         return submit_call(*args, **kwargs)

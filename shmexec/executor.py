@@ -2,7 +2,7 @@
 
 The tour of one array, from ``submit()`` to ``result()``:
 
-1. ``Executor.submit`` hands the call to ``runtime.pool``. ``runtime.calls`` pickles it in
+1. ``submit`` (``calling``) hands the call to ``runtime.pool``. ``runtime.calls`` pickles it in
    the caller's thread; an array of 32 KiB or more leaves the pickle
    (``wire.pickling``) and is copied into a block of the parent's arena
    (``memory.host``), which is leased to the call.
@@ -20,35 +20,17 @@ The tour of one array, from ``submit()`` to ``result()``:
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 import weakref
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor as BaseExecutor
 from contextvars import ContextVar
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    NoReturn,
-    ParamSpec,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+from shmexec.calling import Calling
 from shmexec.errors import MemoryWarning
 from shmexec.options import (
-    CREDIT_AT_MOST,
     DEFAULT_WORKERS_AT_MOST,
     WORKERS_AT_MOST,
     CallOptions,
@@ -61,25 +43,18 @@ from shmexec.runtime.server import start_fork_server
 if TYPE_CHECKING:
     from typing import Self
 
-    import numpy as np
-
     from shmexec.actors import Actor
-    from shmexec.batcher import Batcher, OnFull
     from shmexec.figures import Stats
     from shmexec.pipelines import Pipeline
-    from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
-    from shmexec.runtime.streams import Stream
-    from shmexec.scripts import Script
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 __all__ = ["Executor", "OptionsView"]
 
 
-class Executor(BaseExecutor):
+class Executor(Calling, BaseExecutor):
     """A pool of persistent worker processes; NumPy arrays go through shared memory.
 
     Takes what ``ProcessPoolExecutor`` takes, and more. Workers start as calls need
@@ -172,6 +147,7 @@ class Executor(BaseExecutor):
             fallback=fallback,
             context=context,
         )
+        self._call_options = self._options.call
         self._max_workers = self._options.max_workers  # Dask reads it
         self._warned = False
         self._pool = _make_pool(self._options)
@@ -181,188 +157,13 @@ class Executor(BaseExecutor):
         self._finalizer.atexit = False
         self._warn_of_growth()
 
-    @overload
-    def submit(
-        self,
-        fn: Callable[P, Coroutine[Any, Any, T]],
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Future[T]: ...
+    @property
+    def _owner(self) -> Executor:
+        return self
 
-    @overload
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Future[T]: ...
-
-    def submit(
-        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Future[Any]:
-        """Run ``fn(*args, **kwargs)`` in a worker.
-
-        A coroutine, as an ``async def`` function returns it, is awaited there, on the
-        one event loop that the worker has.
-
-        Arrays behave as if they were copied when this returns. If shared memory is
-        used up, it waits for room; in a callback or under an event loop it raises.
-
-        What cannot be pickled fails the future with :class:`shmexec.SerializationError`,
-        which names the culprit.
-
-        Raises:
-            TypeError: If ``fn`` is not callable.
-            SharedMemoryFull: If there is no room and waiting cannot help.
-            PoolClosed: After :meth:`shutdown`, or in a forked child.
-            PoolBroken: If no worker can be started.
-        """
-        return self._submit(self._options.call, fn, args, kwargs)
-
-    def _submit(
-        self,
-        options: CallOptions,
-        fn: Callable[..., T],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Future[T]:
-        _check_callable(fn)
-        return self._pool.submit(fn, args, kwargs, options)
-
-    @overload
-    async def asubmit(
-        self,
-        fn: Callable[P, Coroutine[Any, Any, T]],
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T: ...
-
-    @overload
-    async def asubmit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T: ...
-
-    async def asubmit(
-        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Run ``fn(*args, **kwargs)`` in a worker and await its result.
-
-        As :meth:`submit`, but it waits for room in shared memory, without blocking the
-        event loop. If the awaiting task is cancelled, so is the call: if it runs, its
-        worker is stopped and replaced.
-
-        Example:
-            >>> import asyncio, shmexec
-            >>> async def main():
-            ...     async with shmexec.Executor(1) as ex:
-            ...         return await ex.asubmit(pow, 2, 10)
-            >>> asyncio.run(main())
-            1024
-        """
-        return await self._asubmit(self._options.call, fn, args, kwargs)
-
-    async def _asubmit(
-        self,
-        options: CallOptions,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> Any:
-        from shmexec import aio
-
-        future = await aio.submit(self._submit, options, fn, args, kwargs)
-        return await aio.result_of(future)
-
-    def stream(
-        self,
-        fn: Callable[..., Iterable[T] | AsyncIterable[T]],
-        /,
-        *args: Any,
-        buffersize: int = 16,
-        **kwargs: Any,
-    ) -> Stream[T]:
-        """Run a generator function in a worker; its items come as they are yielded.
-
-        Iterate with ``for`` or ``async for``. Leaving the loop closes the generator in
-        the worker: its ``finally`` runs. An exception comes after the items before it.
-        Arrays come without a copy, as results do; an array that the generator keeps (as
-        a local variable, say) is copied once in the worker. An open stream occupies its
-        worker; :meth:`shutdown` closes it.
-
-        Args:
-            fn: A generator function, plain or ``async``, or one that returns something
-                to iterate over.
-            *args: Its arguments.
-            buffersize: How many items the worker may be ahead of the consumer.
-            **kwargs: Its keyword arguments.
-
-        Raises:
-            SerializationError: If the call cannot be pickled.
-            SharedMemoryFull, PoolClosed, PoolBroken: As :meth:`submit`.
-
-        Example:
-            >>> import shmexec
-            >>> def squares(n):
-            ...     for i in range(n):
-            ...         yield i * i
-            >>> with shmexec.Executor(1) as ex:
-            ...     list(ex.stream(squares, 4))
-            [0, 1, 4, 9]
-        """
-        return self._stream(self._options.call, fn, args, kwargs, buffersize)
-
-    def _stream(
-        self,
-        options: CallOptions,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        buffersize: int,
-    ) -> Stream[Any]:
-        _check_callable(fn)
-        ahead = positive_int("buffersize", buffersize, CREDIT_AT_MOST)
-        stream = self._pool.stream(fn, args, kwargs, options, ahead)
-        # The pool would end with the executor, and close it.
-        return stream.keep_alive(self)
-
-    def amap(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any] | AsyncIterable[Any],
-        buffersize: int | None = None,
-        ordered: bool = True,
-    ) -> AsyncIterator[T]:
-        """As :meth:`map`, for ``async for``; reads the iterables only as far as needed.
-
-        Args:
-            fn: The function.
-            *iterables: Their items are its arguments; asynchronous ones may be among
-                them. The shortest one ends the map.
-            buffersize: Calls that are under way at most. Default: two for each worker.
-            ordered: Whether results come in the order of the items, or as they are done.
-
-        Returns:
-            An asynchronous iterator over the results. When it is closed, or the task
-            that reads it is cancelled, its calls are, also those that run.
-        """
-        return self._amap(
-            self._options.call, fn, iterables, buffersize=buffersize, ordered=ordered
-        )
-
-    def _amap(
-        self,
-        options: CallOptions,
-        fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any] | AsyncIterable[Any], ...],
-        **settings: Any,
-    ) -> AsyncIterator[Any]:
-        from shmexec import aio
-
-        _check_callable(fn)
-
-        def submit(fn: Callable[..., Any], *args: Any) -> Future[Any]:
-            return self._submit(options, fn, args, {})
-
-        return aio.map_calls(submit, self._pool.width(), fn, iterables, **settings)
+    def _adopt(self, made: Actor | Pipeline) -> None:
+        self._actors.add(made)
+        self._warn_of_growth()
 
     async def __aenter__(self) -> Self:
         return self
@@ -372,183 +173,6 @@ class Executor(BaseExecutor):
         import asyncio
 
         await asyncio.to_thread(self.shutdown)
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        ordered: bool = True,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """Call ``fn`` for each item, or for items of several iterables in parallel.
-
-        Args:
-            fn: The function.
-            *iterables: Their items are its arguments; the shortest one ends the map.
-            timeout: Seconds from this call after which the iterator raises.
-            chunksize: Items per call of a worker. Default: one; more if there are many
-                items and the first ones show that each takes well under 2 ms. A worker
-                that dies takes the items of its chunk with it.
-            buffersize: Read the iterables only so many items ahead of what was taken
-                from the iterator. Default: all at once, as the standard library does.
-            ordered: Whether results come in the order of the items, or as they are done.
-            progress: Show a tqdm bar.
-
-        Returns:
-            An iterator over the results. Leaving it early cancels what has not begun.
-
-        Raises:
-            TimeoutError: From the iterator, if ``timeout`` passed.
-        """
-        return self._map(
-            self._options.call,
-            fn,
-            iterables,
-            timeout=timeout,
-            chunksize=chunksize,
-            buffersize=buffersize,
-            ordered=ordered,
-            progress=progress,
-        )
-
-    def _map(
-        self,
-        options: CallOptions,
-        fn: Callable[..., T],
-        iterables: tuple[Iterable[Any], ...],
-        **settings: Any,
-    ) -> Iterator[T]:
-        from shmexec import batches
-
-        _check_callable(fn)
-        return batches.map_calls(self._pool, options, fn, iterables, **settings)
-
-    def map_batches(
-        self,
-        fn: Callable[..., Any],
-        X: Any,  # noqa: N803  (the field's name for it)
-        *more: Any,
-        batch_size: int | None = None,
-        out: Any = None,
-        progress: bool | Callable[[int], object] = False,
-    ) -> np.ndarray:
-        """Apply ``fn`` to batches of rows; one array with the results, in order.
-
-        The arrays go into shared memory once and are passed as read-only views; an
-        ``np.memmap`` opened ``"r"`` is mapped from its file instead. Workers write their
-        results into one output array. A ufunc, or a function with a parameter named
-        ``out``, is called with ``out=`` its part of that, as soon as it is known: if it
-        returns that, nothing is copied.
-
-        Args:
-            fn: Gets a batch of each array; returns one row per row.
-            X: Array, split along its first axis.
-            *more: Arrays of the same length, split alike.
-            batch_size: Rows per batch. Default: four batches for each worker.
-            out: Where results go: an array, an ``np.memmap`` opened ``"r+"`` or ``"w+"``,
-                an array shared ``"r+"`` (workers write to these two directly), or a
-                callable ``out(shape, dtype)`` that makes one when the first batch
-                has told what is needed. Must not overlap an input. Default: a new
-                array.
-            progress: True shows a tqdm bar; a callable is given the rows of each batch.
-
-        Returns:
-            Array of shape ``(len(X), *trailing shape of the results)``.
-
-        Raises:
-            ValueError: If lengths differ, ``out`` does not fit, or a batch returns
-                another number of rows, another shape or dtype than those before; a note
-                names the batch.
-            TypeError: If ``out`` is nothing to write to, or the function must be given
-                ``out=`` and there is none.
-        """
-        return self._map_batches(
-            self._options.call,
-            fn,
-            (X, *more),
-            batch_size=batch_size,
-            out=out,
-            progress=progress,
-        )
-
-    def _map_batches(
-        self,
-        options: CallOptions,
-        fn: Callable[..., Any],
-        arrays: tuple[Any, ...],
-        **settings: Any,
-    ) -> np.ndarray:
-        from shmexec import batches
-
-        _check_callable(fn)
-        return batches.map_batches(self._pool, options, fn, arrays, **settings)
-
-    def batcher(
-        self,
-        fn: Callable[..., Any],
-        *,
-        max_batch_size: int = 64,
-        max_delay: float = 0.0,
-        max_queue: int | None = None,
-        on_full: OnFull = "wait",
-    ) -> Batcher:
-        """A callable that takes single items and runs ``fn`` on batches of them.
-
-        Many threads and ``asyncio`` tasks call it; what they submit while the workers
-        are busy runs as one call. An item is an array, a number, or a tuple or dict of
-        these, and is copied into shared memory at once. Items of equal shapes and
-        dtypes form batches: of ``n`` items ``fn`` gets an array of shape
-        ``(n, *item.shape)``, that is ``fn(array)``, ``fn(*arrays)`` for tuples or
-        ``fn(**arrays)`` for dicts. The arrays are writable and ``fn``'s own.
-
-        It returns an array of length ``n``, a tuple or dict of such arrays, or a list of
-        ``n`` results. Each item's future gets its own: the row, a tuple or dict of rows, or
-        the entry. An exception in a list fails that item alone. Rows are views, which
-        keep the whole result: copy one that is to be kept for long.
-
-        What fails a call fails all items of the batch, each with an exception of its own
-        and a note that says how many there were.
-
-        Args:
-            fn: The function.
-            max_batch_size: Items per call at most.
-            max_delay: Seconds that a batch waits for more items although a worker is
-                free, counted from its first item. Default 0: what waits when a worker
-                becomes free is a batch. As many batches run as there are workers.
-            max_queue: Items that may wait for their batch to start. Default: 16 full
-                batches.
-            on_full: What submitting does then: ``"wait"`` for room, or ``"refuse"``,
-                which is to raise :class:`shmexec.QueueFull`.
-
-        Raises:
-            TypeError, ValueError: For a setting that makes no sense.
-
-        Example:
-            >>> import numpy as np, shmexec
-            >>> with shmexec.Executor(2) as ex, ex.batcher(np.sqrt) as root:
-            ...     futures = [root(number) for number in (1.0, 4.0, 9.0)]
-            ...     [float(future.result()) for future in futures]
-            [1.0, 2.0, 3.0]
-        """
-        return self._batcher(
-            self._options.call,
-            fn,
-            max_batch_size=max_batch_size,
-            max_delay=max_delay,
-            max_queue=max_queue,
-            on_full=on_full,
-        )
-
-    def _batcher(
-        self, options: CallOptions, fn: Callable[..., Any], **settings: Any
-    ) -> Batcher:
-        from shmexec.batcher import Batcher
-
-        _check_callable(fn)
-        return Batcher(self, self._pool, fn, options, **settings)
 
     def options(
         self,
@@ -564,7 +188,7 @@ class Executor(BaseExecutor):
             retries: How often it runs again after its worker died. Default: the pool's.
             priority: Calls of a higher one run earlier. Default 0.
         """
-        own = self._options.call
+        own = self._call_options
         return OptionsView(
             self,
             CallOptions(
@@ -573,180 +197,6 @@ class Executor(BaseExecutor):
                 priority,
             ),
         )
-
-    def script(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        cache: str | int | os.PathLike[str] | None = None,
-        autoreload: bool = False,
-    ) -> Script:
-        """Load a Python file once in each worker, and call its functions.
-
-        It is loaded in one worker now, and in the others before their first call of it.
-        What it keeps in its module stays, worker by worker.
-
-        Args:
-            path: The file; its folder is put on ``sys.path`` in the workers.
-            cache: Keep results, for scripts whose results depend on nothing but the
-                arguments: an amount of memory (bytes, or a text such as ``"256MB"``;
-                what was not used longest goes first) or a folder (a
-                :class:`pathlib.Path`, trusted as the script itself is). They are known
-                by the contents of the script, of the neighbours that it imports and
-                of the arguments. Default: none are kept.
-            autoreload: Look at each call whether the file has changed, and load it again
-                if it has.
-
-        Returns:
-            What has the script's functions as its attributes, see
-            :class:`shmexec.Script`.
-
-        Raises:
-            FileNotFoundError, IsADirectoryError, ValueError: If there is no such ``.py``
-                file.
-            Exception: Whatever the script raises while it is loaded.
-
-        Example:
-            >>> from pathlib import Path
-            >>> import tempfile, shmexec
-            >>> with tempfile.TemporaryDirectory() as folder, shmexec.Executor(1) as ex:
-            ...     path = Path(folder, "model.py")
-            ...     _ = path.write_text("def double(x): return 2 * x")
-            ...     ex.script(path).double(21).result()
-            42
-        """
-        from shmexec.scripts import Script, ScriptFile
-
-        options = self._options.call
-        file = ScriptFile(
-            self, self._pool, options, path, cache=cache, autoreload=autoreload
-        )
-        return Script(file, options)
-
-    def actor(
-        self,
-        cls: Callable[..., Any],
-        /,
-        *args: Any,
-        replicas: int = 1,
-        max_concurrency: int = 1,
-        initialize_timeout: float | None = None,
-        **kwargs: Any,
-    ) -> Actor:
-        """Keep an instance of a class in a worker of its own; call its methods.
-
-        It is built there, beginning now: ``cls(*args, **kwargs)``, then its method
-        ``initialize()`` if it has one. Its methods are called through the handle; its
-        ``cleanup()``, if there is one, is called when the actor is closed, and before it
-        is replaced because a call was stopped, but not after a crash. Both of these may
-        be ``async``.
-
-        The worker is none of the pool's, which goes on beside it; it is set up alike, and
-        ends with the executor. ``timeout`` holds for calls of the actor as for others,
-        ``retries`` does not.
-
-        Args:
-            cls: The class, or any function that makes the instance.
-            *args: Its arguments.
-            replicas: How many instances, each in a worker. Calls go to the one with the
-                fewest unfinished calls.
-            max_concurrency: Calls that an instance may have under way. With more than
-                one, ``async`` methods and generators run beside each other on the
-                worker's event loop; a plain method holds up the others while it runs.
-                One that times out or is cancelled gets ``asyncio.CancelledError``, and
-                its worker is stopped only if it does not end.
-            initialize_timeout: Seconds that building an instance may take; then the
-                actor has failed. Default: no limit.
-            **kwargs: Keyword arguments for ``cls``. (For one that is named as those
-                above, pass ``functools.partial(cls, ...)``.)
-
-        Returns:
-            The handle: ``node.method(...)`` gives a future.
-
-        Raises:
-            SerializationError: If the class or an argument cannot be pickled; names the
-                attribute.
-            PoolClosed: After :meth:`shutdown`.
-
-        Example:
-            >>> import collections, shmexec
-            >>> with shmexec.Executor(1) as ex:
-            ...     counter = ex.actor(collections.Counter, "abca")
-            ...     counter.update("bb").result()
-            ...     counter.most_common(1).result()
-            [('b', 3)]
-        """
-        return self._actor(
-            self._options.call,
-            cls,
-            args,
-            kwargs,
-            replicas=replicas,
-            max_concurrency=max_concurrency,
-            initialize_timeout=initialize_timeout,
-        )
-
-    def _actor(
-        self,
-        options: CallOptions,
-        cls: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        **settings: Any,
-    ) -> Actor:
-        from shmexec.actors import make_actor
-
-        self._pool.check_open()
-        actor = make_actor(self._options, options, cls, args, kwargs, **settings)
-        self._actors.add(actor)
-        self._warn_of_growth()
-        return actor
-
-    def pipeline(self, *stages: Any, buffersize: int = 2) -> Pipeline:
-        """Chain stages, each in a worker of its own.
-
-        Items go through all of them, in order. What a stage returns is passed on from its
-        worker to the next one by reference: arrays do not come to this process in
-        between, and are not copied.
-
-        The workers are none of the pool's, as those of actors; they end with the
-        executor. ``timeout`` holds for each item in each stage.
-
-        Args:
-            *stages: Each is a class, a tuple ``(Class, *args)``, a function of one item,
-                or a :class:`shmexec.Stage`. A class has a method ``process(item)``, or
-                ``__call__(item)``, which returns one item (and may be ``async``). It may
-                have ``flush()``, see :class:`shmexec.Pipeline`, and ``initialize()`` and
-                ``cleanup()`` as actors have.
-            buffersize: Items that may wait before each stage.
-
-        Returns:
-            The pipeline: ``map`` and ``submit`` send items through it.
-
-        Raises:
-            TypeError: If a stage is nothing of that kind.
-            SerializationError: If one cannot be pickled; names stage and attribute.
-            PoolClosed: After :meth:`shutdown`.
-
-        Example:
-            >>> import numpy as np, shmexec
-            >>> with shmexec.Executor(1) as ex:
-            ...     pipe = ex.pipeline(np.sqrt, np.negative)
-            ...     [float(y) for y in pipe.map([1.0, 4.0, 9.0])]
-            [-1.0, -2.0, -3.0]
-        """
-        return self._pipeline(self._options.call, stages, buffersize)
-
-    def _pipeline(
-        self, options: CallOptions, stages: Sequence[Any], buffersize: int
-    ) -> Pipeline:
-        from shmexec.pipelines import make_pipeline
-
-        self._pool.check_open()
-        made = make_pipeline(self._options, options, stages, buffersize, self)
-        self._actors.add(made)
-        self._warn_of_growth()
-        return made
 
     def broadcast(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
         """Run a call once in every worker, starting all of them; waits for the results.
@@ -844,139 +294,23 @@ def _close_all(actors: list[Actor | Pipeline]) -> None:
         actor.close(wait=False)
 
 
-def _check_callable(fn: object) -> None:
-    if not callable(fn):
-        msg = f"fn must be callable, not {fn!r}"
-        raise TypeError(msg)
+class OptionsView(Calling):
+    """An executor's calls with other settings; made by :meth:`Executor.options`.
 
-
-class OptionsView:
-    """An executor's calls with other settings; made by :meth:`Executor.options`."""
+    It has all of its ways of calling. The time-out of a stream counts for the whole
+    stream, that of a batcher for each batch, that of an actor or a pipeline for each of
+    their calls. ``map(timeout=)`` is that of the iterator, here as there.
+    """
 
     def __init__(self, executor: Executor, options: CallOptions) -> None:
         self._executor = executor
-        self._options = options
+        self._pool = executor._pool  # noqa: SLF001
+        self._options = executor._options  # noqa: SLF001
+        self._call_options = options
 
-    def submit(
-        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Future[T]:
-        """As :meth:`Executor.submit`."""
-        return self._executor._submit(self._options, fn, args, kwargs)  # noqa: SLF001
+    @property
+    def _owner(self) -> Executor:
+        return self._executor
 
-    async def asubmit(
-        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As :meth:`Executor.asubmit`."""
-        return await self._executor._asubmit(  # noqa: SLF001
-            self._options, fn, args, kwargs
-        )
-
-    def stream(
-        self,
-        fn: Callable[..., Iterable[T] | AsyncIterable[T]],
-        /,
-        *args: Any,
-        buffersize: int = 16,
-        **kwargs: Any,
-    ) -> Stream[T]:
-        """As :meth:`Executor.stream`; a time-out counts for the whole stream."""
-        return self._executor._stream(  # noqa: SLF001
-            self._options, fn, args, kwargs, buffersize
-        )
-
-    def amap(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any] | AsyncIterable[Any],
-        buffersize: int | None = None,
-        ordered: bool = True,
-    ) -> AsyncIterator[T]:
-        """As :meth:`Executor.amap`."""
-        return self._executor._amap(  # noqa: SLF001
-            self._options, fn, iterables, buffersize=buffersize, ordered=ordered
-        )
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        ordered: bool = True,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """As :meth:`Executor.map`; ``timeout`` here is that of the iterator."""
-        return self._executor._map(  # noqa: SLF001
-            self._options,
-            fn,
-            iterables,
-            timeout=timeout,
-            chunksize=chunksize,
-            buffersize=buffersize,
-            ordered=ordered,
-            progress=progress,
-        )
-
-    def map_batches(
-        self,
-        fn: Callable[..., Any],
-        X: Any,  # noqa: N803
-        *more: Any,
-        batch_size: int | None = None,
-        out: Any = None,
-        progress: bool | Callable[[int], object] = False,
-    ) -> np.ndarray:
-        """As :meth:`Executor.map_batches`."""
-        return self._executor._map_batches(  # noqa: SLF001
-            self._options,
-            fn,
-            (X, *more),
-            batch_size=batch_size,
-            out=out,
-            progress=progress,
-        )
-
-    def actor(
-        self,
-        cls: Callable[..., Any],
-        /,
-        *args: Any,
-        replicas: int = 1,
-        max_concurrency: int = 1,
-        initialize_timeout: float | None = None,
-        **kwargs: Any,
-    ) -> Actor:
-        """As :meth:`Executor.actor`; ``timeout`` and priority are its calls'."""
-        return self._executor._actor(  # noqa: SLF001
-            self._options,
-            cls,
-            args,
-            kwargs,
-            replicas=replicas,
-            max_concurrency=max_concurrency,
-            initialize_timeout=initialize_timeout,
-        )
-
-    def batcher(
-        self,
-        fn: Callable[..., Any],
-        *,
-        max_batch_size: int = 64,
-        max_delay: float = 0.0,
-        max_queue: int | None = None,
-        on_full: OnFull = "wait",
-    ) -> Batcher:
-        """As :meth:`Executor.batcher`; the settings are those of the batches' calls."""
-        return self._executor._batcher(  # noqa: SLF001
-            self._options,
-            fn,
-            max_batch_size=max_batch_size,
-            max_delay=max_delay,
-            max_queue=max_queue,
-            on_full=on_full,
-        )
-
-    def pipeline(self, *stages: Any, buffersize: int = 2) -> Pipeline:
-        """As :meth:`Executor.pipeline`; ``timeout`` and priority are its calls'."""
-        return self._executor._pipeline(self._options, stages, buffersize)  # noqa: SLF001
+    def _adopt(self, made: Actor | Pipeline) -> None:
+        self._executor._adopt(made)  # noqa: SLF001

@@ -110,6 +110,12 @@ def test_user_code_may_have_loops_of_its_own(make_executor):
     assert executor.submit(run).result() == 4
 
 
+@pytest.mark.parametrize("name", ["self", "fn", "submit_call", "options"])
+def test_no_keyword_is_taken_by_asubmit(executor, name):
+    result = asyncio.run(executor.asubmit(calls.collect, **{name: 5}))
+    assert result == ((), {name: 5})
+
+
 def test_asubmit_gives_the_result_or_raises(executor):
     async def main():
         assert await executor.asubmit(pow, 2, 5) == 32

@@ -629,6 +629,21 @@ def test_options_for_some_calls(make_executor, write, gate):
     assert model.options(retries=1).once().result() == "done"
 
 
+def test_options_for_all_calls_of_one(make_executor, write):
+    path = write(
+        """
+        import signal
+
+        def stay():
+            signal.pause()
+        """
+    )
+    executor = make_executor(1)
+    model = executor.options(timeout=0.2).script(path)
+    with pytest.raises(shmexec.CallTimeout):
+        model.stay().result()
+
+
 # -- new versions ----------------------------------------------------------------------
 
 

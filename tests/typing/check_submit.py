@@ -48,6 +48,8 @@ async def check_async() -> None:
         assert_type(ex, shmexec.Executor)
         assert_type(ex.submit(wait, 3), shmexec.Future[str])
         assert_type(await ex.asubmit(wait, 3), str)
+        assert_type(ex.options(timeout=1).submit(wait, 3), shmexec.Future[str])
+        assert_type(await ex.options(timeout=1).asubmit(wait, 3), str)
         assert_type(await ex.asubmit(halve, 3), float)
         assert_type(ex.stream(count, 3), shmexec.Stream[int])
         async for number in ex.stream(count, 3):
