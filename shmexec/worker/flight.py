@@ -25,6 +25,7 @@ from shmexec.wire.messages import Kind, Message
 from shmexec.wire.pickling import Pickled
 from shmexec.worker import loop as event_loop
 from shmexec.worker.notes import note_read_only
+from shmexec.worker.setup import Interrupted
 from shmexec.worker.steps import END, Steps
 
 Outcome = tuple[Kind, Pickled]
@@ -153,7 +154,7 @@ class Flight:
         except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
             if called:
                 note_read_only(error, *called)
-            return hands.dump_error(error)
+            return self._failed(error)
         finally:
             _call.reset(token)
         if message.number:
@@ -198,10 +199,25 @@ class Flight:
             result = await _guarded(made, hands.note_running)
         except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
             note_read_only(error, *called)
-            return hands.dump_error(error)
+            return self._failed(error)
         finally:
             hands.leave(before)
         return hands.dump(result, "result")
+
+    def _failed(self, error: BaseException) -> Outcome:
+        """The reply to a call that raised."""
+        if isinstance(error, Interrupted):
+            # The parent has no use for that of a call that it wants to stop; so this is
+            # of one that was only in its way.
+            from shmexec.errors import WorkerDied
+
+            error = WorkerDied(
+                f"the worker (pid {self._pid}) was stopped: a call beside this one was "
+                "cancelled and did not end, perhaps since this one held it up. The "
+                "actor is rebuilt from its arguments: its state starts afresh",
+                pid=self._pid,
+            ).with_traceback(error.__traceback__)
+        return self._hands.dump_error(error)
 
     def _reply(self, message: Message, outcome: Outcome, started: float) -> Kind:
         if os.getpid() != self._pid:

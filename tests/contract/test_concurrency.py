@@ -242,6 +242,18 @@ def test_one_that_does_not_end_costs_the_worker(node, gate, name):
     assert not os.path.exists(f"/proc/{pid}")
 
 
+def test_one_that_holds_up_a_cancelled_call_ends_with_the_worker(node, gate):
+    blocking = node.block(gate)
+    gate.arrived()
+    later = node.same(1)
+    assert later.cancel(running=True)
+    with pytest.raises(CancelledError):
+        later.result()
+    with pytest.raises(shmexec.WorkerDied, match="state starts afresh"):
+        blocking.result()
+    assert node.same(1).result() == 1
+
+
 # -- ends ----------------------------------------------------------------------------------
 
 
