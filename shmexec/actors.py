@@ -58,14 +58,19 @@ class Actor:
     instance is rebuilt from its arguments, and later calls go on with that: its state
     starts afresh.
 
-    Dropping the handle, or the executor, closes the actor: calls that were made still
-    run, then the instances' ``cleanup()``, if they have one.
+    Dropping the handle, or shutting the executor down, closes the actor: calls that were
+    made still run, then the instances' ``cleanup()``, if they have one.
     """
 
     def __init__(
-        self, name: str, cls: Callable[..., Any], replicas: list[_Replica]
+        self,
+        name: str,
+        cls: Callable[..., Any],
+        replicas: list[_Replica],
+        owner: object,
     ) -> None:
         self._name = name
+        self._owner = owner  # the executor would close it if it was dropped
         self._methods = _Methods(cls) if isinstance(cls, type) else None
         self._replicas = replicas
         self._choosing = threading.Lock()  # guards the next two
@@ -441,6 +446,7 @@ def make_actor(
     replicas: int,
     max_concurrency: int,
     initialize_timeout: float | None,
+    owner: object,
 ) -> Actor:
     """See :meth:`shmexec.Executor.actor`, which calls it.
 
@@ -454,6 +460,7 @@ def make_actor(
         replicas: How many instances.
         max_concurrency: How many calls each may have under way.
         initialize_timeout: Seconds that building one may take.
+        owner: What must live as long as the actor: the executor.
     """
     if not callable(cls):
         msg = f"an actor is made of a class, not {cls!r}"
@@ -478,7 +485,9 @@ def make_actor(
         for index in range(count)
     ]
     if options.in_process:
-        return Actor(name, cls, [_Local(each, cls, args, kwargs) for each in own])
+        return Actor(
+            name, cls, [_Local(each, cls, args, kwargs) for each in own], owner
+        )
     made: list[_Replica] = []
     try:
         for each in own:
@@ -488,7 +497,7 @@ def make_actor(
     except BaseException:
         _abandon(made)
         raise
-    return Actor(name, cls, made)
+    return Actor(name, cls, made, owner)
 
 
 def _explained(

@@ -477,6 +477,7 @@ class Calling:
             replicas=replicas,
             max_concurrency=max_concurrency,
             initialize_timeout=initialize_timeout,
+            owner=self._owner,
         )
         self._adopt(made)
         return made

@@ -367,7 +367,7 @@ class RescuingPool(Pool):
         """As that of any pool."""
         apart, self._apart = self._apart, {}
         super().after_fork_in_child(keep)
-        error = closed_error(self.options.name, forked=True, exiting=False)
+        error = closed_error(self.options, forked=True, exiting=False)
         for call in apart.values():
             call.future.disown(error)
 
@@ -432,7 +432,7 @@ class ProcessPool(InlinePool):
         """Run the call in a process of its own, on what its arguments are now."""
         with self._lock:
             if self._closed:
-                raise closed_error(self.options.name, forked=False, exiting=False)
+                raise closed_error(self.options, forked=False, exiting=False)
             number = next(self._numbers)
         future: Future[Any] = Future()
         future.keep = keep

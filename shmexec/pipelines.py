@@ -446,4 +446,5 @@ def _make_actor(
         replicas=stage.replicas,
         max_concurrency=1,
         initialize_timeout=None,
+        owner=None,  # the conveyor has it
     )

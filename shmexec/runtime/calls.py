@@ -19,7 +19,7 @@ from shmexec.errors import (
 )
 from shmexec.memory.host import Block
 from shmexec.memory.views import Loan, Returns
-from shmexec.options import INLINE_LIMIT
+from shmexec.options import INLINE_LIMIT, Options
 from shmexec.runtime.futures import Future
 from shmexec.runtime.room import RoomMaker
 from shmexec.runtime.surroundings import Around
@@ -355,17 +355,19 @@ def _rebuild_error(name: str, message: str, text: str, body: bytes) -> BaseExcep
     return error
 
 
-def closed_error(name: str, *, forked: bool, exiting: bool) -> PoolClosed:
+def closed_error(options: Options, *, forked: bool, exiting: bool) -> PoolClosed:
     """Why a call cannot be taken."""
+    actor = options.actor
+    who = f"executor {options.name!r}" if actor is None else f"actor {actor.name}"
     if forked:
-        return PoolClosed(
-            f"executor {name!r} belongs to the parent of this process; make one here"
-        )
+        return PoolClosed(f"{who} belongs to the parent of this process; make one here")
     if exiting:
         return PoolClosed(
-            f"executor {name!r}: cannot schedule new futures after interpreter shutdown"
+            f"{who}: cannot schedule new futures after interpreter shutdown"
         )
-    return PoolClosed(f"executor {name!r}: cannot schedule new futures after shutdown")
+    if actor is not None:
+        return PoolClosed(f"{who} is closed, or its executor is: make another one")
+    return PoolClosed(f"{who}: cannot schedule new futures after shutdown")
 
 
 def rebuild_error(data: bytes) -> BaseException:

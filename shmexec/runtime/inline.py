@@ -141,7 +141,7 @@ class InlinePool:
     def check_open(self) -> None:
         """Raise PoolClosed if no call can be taken."""
         if self._closed:
-            raise closed_error(self.options.name, forked=False, exiting=False)
+            raise closed_error(self.options, forked=False, exiting=False)
 
     def broadcast(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

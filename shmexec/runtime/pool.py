@@ -277,7 +277,7 @@ class Pool:
         """Raise PoolClosed or PoolBroken if no call can be taken."""
         if self._closed or self._forked or lifecycle.exiting():
             raise calls.closed_error(
-                self.options.name, forked=self._forked, exiting=lifecycle.exiting()
+                self.options, forked=self._forked, exiting=lifecycle.exiting()
             )
         if self._machine.broken or self.torn is not None:
             raise self._broken()
@@ -702,9 +702,7 @@ class Pool:
         self._forked = True
         self._lock = threading.Lock()
         for feeder in list(self.feeders):
-            feeder.disown(
-                calls.closed_error(self.options.name, forked=True, exiting=False)
-            )
+            feeder.disown(calls.closed_error(self.options, forked=True, exiting=False))
         for handle in self._workers.values():
             handle.close_in_child(keep)
         self._workers.clear()
@@ -714,7 +712,7 @@ class Pool:
         self.leading.close()
         for call in self._calls.values():
             call.future.disown(
-                calls.closed_error(self.options.name, forked=True, exiting=False)
+                calls.closed_error(self.options, forked=True, exiting=False)
             )
 
     # -- figures -----------------------------------------------------------------------
