@@ -446,11 +446,21 @@ def _keep(store: Store, key: bytes, result: object) -> None:
 
 
 def _unknown(path: str, name: str, names: tuple[str, ...]) -> UnknownFunction:
-    close = difflib.get_close_matches(str(name), names, 1, 0.4)
-    closest = close[0] if close else None
-    hint = f"; did you mean {closest!r}?" if closest is not None else "."
-    msg = f"{path} has no function {name!r}{hint} It has {', '.join(names) or 'none'}"
+    closest = _closest(str(name), names)
+    hint = "" if closest is None else f"; did you mean {closest!r}?"
+    there = f"It has {', '.join(names)}" if names else "It has none"
+    msg = f"{path} has no function {name!r}{hint or '.'} {there}"
     return UnknownFunction(msg, names=names, closest=closest)
+
+
+def _closest(name: str, names: tuple[str, ...]) -> str | None:
+    """The name that was perhaps meant: if none is alike, a method's without its class."""
+    methods = {each.rpartition(".")[2]: each for each in reversed(names)}
+    for number, among in (0.7, names), (0.7, tuple(methods)), (0.4, names):
+        close = difflib.get_close_matches(name, among, 1, number)
+        if close:
+            return close[0] if close[0] in names else methods[close[0]]
+    return None
 
 
 class ScriptFunction:

@@ -565,8 +565,11 @@ def test_an_unknown_name_says_what_there_is(executor, offering, error):
     with pytest.raises(error, match=r"'plian'.*'plain'.*many_later") as caught:
         _ = model.plian
     assert caught.value.closest == "plain"
+    assert "did you mean 'plain'? It has" in str(caught.value)
     with pytest.raises(error, match=r"'Classifier\.predict'") as caught:
         model["Clasifier.predict"]
+    with pytest.raises(error, match=r"did you mean 'Classifier\.predict'\? It has"):
+        _ = model.predit
     assert "root" in caught.value.names
     assert not hasattr(model, "_repr_html_")
     assert {"plain", "functions", "reload"} <= set(dir(model))
