@@ -283,7 +283,9 @@ class Pool:
             raise self._broken()
 
     def _broken(self) -> PoolBroken:
-        return reports.broken(self.options, self._machine.broken or (repr(self.torn),))
+        if self.torn is not None:
+            return reports.interrupted(self.options, self.torn)
+        return reports.broken(self.options, self._machine.broken)
 
     def cancel(self, number: int, *, running: bool) -> bool:
         """Drop a pending call whose future is cancelled, or stop a running one."""
@@ -625,9 +627,7 @@ class Pool:
         self.torn = error
         for handle in list(self._workers.values()):
             handle.kill()
-        msg = f"pool {self.options.name!r} was interrupted inside: {error!r}"
-        broken = PoolBroken(f"{msg}. Make a new executor", (repr(error),))
-        broken.__cause__ = error
+        broken = self._broken()
         for number in list(self._calls):
             call = self._calls.pop(number)
             self._outcomes[number] = Outcome(call, None, error=broken)

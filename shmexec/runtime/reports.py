@@ -54,6 +54,18 @@ def broken(options: Options, reasons: tuple[str, ...]) -> PoolBroken:
     )
 
 
+def interrupted(options: Options, error: BaseException) -> PoolBroken:
+    """The same after an interrupt, or a bug, while its state changed."""
+    kind = "executor" if options.actor is None else "actor"
+    name = repr(options.name) if options.actor is None else options.actor.name
+    broken = PoolBroken(
+        f"{kind} {name} was interrupted inside: {error!r}. Make a new {kind}",
+        (repr(error),),
+    )
+    broken.__cause__ = error
+    return broken
+
+
 def failed_cleanup(handle: WorkerHandle, payload: bytes, options: Options) -> str:
     """What to warn of if an actor's ``cleanup()`` raised."""
     who = f"actor {options.actor.name if options.actor else options.name}"

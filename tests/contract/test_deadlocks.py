@@ -294,6 +294,6 @@ def test_an_interrupt_while_state_changes_fails_all_calls(make_executor):
     with pytest.raises(KeyboardInterrupt), pool._lock, pool._whole:
         raise KeyboardInterrupt
     assert isinstance(future.exception(20), shmexec.PoolBroken)
-    with pytest.raises(shmexec.PoolBroken):
+    with pytest.raises(shmexec.PoolBroken, match="was interrupted inside: Keyb"):
         executor.submit(calls.same, 1)
     executor.shutdown()  # its last thread ends in good order
