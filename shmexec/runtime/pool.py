@@ -3,6 +3,10 @@
 Its lock guards the machine, the tables and the sockets' writing ends, and is held only
 for bookkeeping and for writes that do not block. Calls are packed, workers started and
 futures resolved without it. Order of locks: ``lead``, then this one, then the host's.
+
+What the machine commands is done by the pool's parts, which take no lock of their own:
+:mod:`~shmexec.runtime.sending`, :mod:`~shmexec.runtime.starting`, and, for what comes
+back, :mod:`~shmexec.runtime.replies` and :mod:`~shmexec.runtime.quotas`.
 """
 
 from __future__ import annotations
@@ -27,11 +31,11 @@ from shmexec.runtime.counting import Counting
 from shmexec.runtime.futures import Future
 from shmexec.runtime.leading import READ, Leading
 from shmexec.runtime.outputs import Outputs
-from shmexec.runtime.processes import can_be_inherited
 from shmexec.runtime.quotas import Quotas
 from shmexec.runtime.replies import Replies
 from shmexec.runtime.room import RoomMaker, SharedBlocks
 from shmexec.runtime.sending import Sending
+from shmexec.runtime.starting import Starting
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.surroundings import around_calls
 from shmexec.runtime.tables import Tables
@@ -39,7 +43,6 @@ from shmexec.runtime.waiting import may_block
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.wire.parcels import Parcel
-from shmexec.worker.setup import Inherited
 
 GLANCE_AFTER = 64
 """Calls submitted after which the submitting thread looks at what has come."""
@@ -82,15 +85,6 @@ class Pool:
             self.host.budget.open(self, options.max_shared_memory)
         self.room = RoomMaker(self.host, self, self.reclaim, self.in_flight)
         self.blocks = SharedBlocks(self.room, self.host, self._count_placed)
-        self.initializer: PackedCall | None = None
-        self._inherited: Inherited | None = None
-        if options.initializer is not None:
-            try:
-                self._pack_initializer(options.initializer)
-            except BaseException:
-                with self.host.lock:
-                    self.host.budget.close(self)
-                raise
         self._tables = tables = Tables(options, self.host, self.room)
         self._machine = tables.machine
         self._calls, self._workers = tables.calls, tables.workers
@@ -99,7 +93,6 @@ class Pool:
         self._by_descriptor: dict[int, WorkerHandle] = {}
         self._ended: deque[WorkerHandle] = deque()
         self._events: deque[r.Event] = deque()
-        self._to_spawn: deque[int] = deque()
         self._to_look: deque[int] = deque()
         self._dropped: deque[int] = deque()  # streams without a consumer
         self._since_glance = 0
@@ -123,12 +116,20 @@ class Pool:
             self._handle,
             self._remarks.append,
         )
+        try:
+            self._starting = Starting(tables, self, self._sending)
+        except BaseException:
+            self.outputs.close()
+            self.leading.close()
+            with self.host.lock:
+                self.host.budget.close(self)
+            raise
         self._doers: dict[type, Callable[[Any], None]] = {
             r.Send: self._sending.send,
             r.SendPack: self._sending.send_pack,
             r.TakeBack: self._take_back,
             r.Look: lambda command: self._to_look.append(command.worker),
-            r.Spawn: lambda command: self._to_spawn.append(command.worker),
+            r.Spawn: self._starting.note,
             r.Exit: self._sending.exit,
             r.Interrupt: self._sending.interrupt,
             r.Kill: self._kill,
@@ -139,18 +140,6 @@ class Pool:
         self.torn: BaseException | None = None
         self.host.add_poke(self.leading.poke)
         lifecycle.register(self)
-
-    def _pack_initializer(self, initializer: Callable[..., object]) -> None:
-        options = self.options
-        try:
-            self.initializer = pack(
-                initializer, options.initargs, {}, self.room, copy=True
-            )
-        except SerializationError:
-            inherited = Inherited(initializer, options.initargs)
-            if not can_be_inherited(options.start_method, inherited):
-                raise
-            self._inherited = inherited
 
     # -- calls in --------------------------------------------------------------------
 
@@ -219,7 +208,7 @@ class Pool:
             raise
         if (
             options.timeout is not None
-            or self._to_spawn
+            or self._starting.due
             or call.number in self._outcomes
         ):
             self.leading.wake()
@@ -529,11 +518,11 @@ class Pool:
 
     def has_work(self) -> bool:
         """Whether the dispatcher has to do something that takes time, or runs code."""
-        return bool(self._to_spawn or self._remarks) or self.torn is not None
+        return bool(self._starting.due or self._remarks) or self.torn is not None
 
     def has_spawns(self) -> bool:
         """Whether workers are to be started."""
-        return bool(self._to_spawn)
+        return bool(self._starting.due)
 
     def has_unread(self) -> bool:
         """Whether something came that was not handled yet."""
@@ -562,17 +551,9 @@ class Pool:
     def start_workers(self) -> None:
         """Start those that are to be started, together with other threads that do."""
         self._quotas.expect_idleness()
-        while self._to_spawn:
+        while (number := self._starting.take()) is not None:
             try:
-                number = self._to_spawn.popleft()
-            except IndexError:  # another thread was quicker
-                return
-            if number not in self._machine.workers:
-                continue
-            try:
-                handle = WorkerHandle(
-                    number, self.options, self.host, self, self._inherited
-                )
+                handle = self._starting.start(number)
             except BaseException as error:
                 reason = f"it could not be started: {error!r}"
                 with self._lock:
@@ -591,11 +572,7 @@ class Pool:
         for descriptor in handle.output.descriptors:
             self._by_descriptor[descriptor] = handle
         self.outputs.adopt(handle.output)
-        if self.initializer is not None:
-            self._sending.initialize(self.initializer, handle)
-        worker = self._machine.workers.get(handle.number)
-        if worker is not None and worker.state is r.WorkerState.DRAINING:
-            self._sending.ask_to_end(handle)
+        self._starting.greet(handle)
 
     def resolve(self) -> None:
         """Put outcomes into their futures; no lock is held, since callbacks run.
@@ -649,8 +626,7 @@ class Pool:
             handle.close()
         self.outputs.write()
         self.outputs.close()
-        if self.initializer is not None:
-            self.room.give_back(self.initializer.blocks)
+        self._starting.close()
         self.host.remove_poke(self.leading.poke)
         with self.host.lock:
             self.host.budget.close(self)

@@ -225,6 +225,18 @@ def test_a_future_as_argument(executor):
 # -- memory ----------------------------------------------------------------------------
 
 
+def test_arguments_of_the_initializer_larger_than_the_budget(executor, monkeypatch):
+    monkeypatch.setattr("shmexec.runtime.room.HOLDING_STILL", 0.1)
+    host = executor._pool.host
+    before = len(host.budget._limits)
+    parts = (np.ones(75_000), np.ones(75_000))  # there is room for either
+    with pytest.raises(shmexec.SharedMemoryFull):
+        shmexec.Executor(
+            1, initializer=calls.collect, initargs=parts, max_shared_memory="1MB"
+        )
+    assert len(host.budget._limits) == before
+
+
 def test_an_array_larger_than_the_budget(make_executor):
     executor = make_executor(1, max_shared_memory="1MB")
     with pytest.raises(shmexec.SharedMemoryFull) as caught:
