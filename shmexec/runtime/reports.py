@@ -18,7 +18,7 @@ from shmexec.options import ActorOptions, Options
 from shmexec.runtime.calls import PackedCall
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import EXIT_WITHIN
+from shmexec.scheduler.state import EXIT_WITHIN
 
 
 def death(handle: WorkerHandle, code: int | None) -> str:

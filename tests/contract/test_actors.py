@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import shmexec
-from shmexec.scheduler import machine
+from shmexec.scheduler import state
 from shmexec.worker import loop
 from tests.contract import calls
 from tests.contract.models import AsyncNoting, Counter, Noting, make_counter
@@ -393,7 +393,7 @@ def test_a_cleanup_that_hangs_is_killed_and_told(
     executor, tmp_path, monkeypatch, make_gate
 ):
     gate = make_gate()
-    monkeypatch.setattr(machine, "EXIT_WITHIN", 0.2)
+    monkeypatch.setattr(state, "EXIT_WITHIN", 0.2)
     node = executor.actor(Noting, tmp_path / "log", {"cleanup": "hang"}, gate)
     node.work().result()
     with pytest.warns(RuntimeWarning, match="SIGKILL.*after it was asked to end"):
@@ -511,7 +511,7 @@ def test_retries_are_not_for_actors(make_executor, tmp_path):
 def test_after_a_time_out_it_is_cleaned_up_and_built_again(
     executor, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(machine, "KILL_AFTER", LONG)  # it does come back
+    monkeypatch.setattr(state, "KILL_AFTER", LONG)  # it does come back
     log = tmp_path / "log"
     quick = executor.options(timeout=0.3)
     with quick.actor(Noting, log, {"work": "hang"}) as node:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import shmexec
-from shmexec.scheduler import machine
+from shmexec.scheduler import slots
 from tests.contract.models import AsyncNoting, Counter, Service
 from tests.waiting import LONG, wait_until
 
@@ -29,7 +29,7 @@ def node(executor):
 @pytest.fixture
 def patient(monkeypatch):
     """Cancelled calls have all the time they need, on however busy a machine."""
-    monkeypatch.setattr(machine, "CANCEL_WITHIN", LONG)
+    monkeypatch.setattr(slots, "CANCEL_WITHIN", LONG)
 
 
 def under_way(node, number):

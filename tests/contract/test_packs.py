@@ -13,7 +13,7 @@ import pytest
 import shmexec
 from shmexec.runtime.replies import Replies
 from shmexec.runtime.workers import WorkerHandle
-from shmexec.scheduler.machine import PACK_PATIENCE, Machine
+from shmexec.scheduler.packs import PACK_PATIENCE, Packs
 from shmexec.wire.functions import describe
 from tests.contract import calls
 
@@ -22,13 +22,13 @@ from tests.contract import calls
 def packs(monkeypatch):
     """Numbers of the calls of each pack that was sent."""
     seen = []
-    start = Machine._start_pack
+    start = Packs.start
 
     def noting(self, pack, worker, now):
         seen.append([call.id for call in pack])
         return start(self, pack, worker, now)
 
-    monkeypatch.setattr(Machine, "_start_pack", noting)
+    monkeypatch.setattr(Packs, "start", noting)
     return seen
 
 
@@ -42,7 +42,7 @@ def one_pack(make_executor, make_gate, packs):
         first = executor.submit(calls.through, gate)
         gate.arrived()
         # As if it was known from calls before.
-        executor._pool._machine._seconds[describe(calls.act).key] = 1e-6
+        executor._pool._machine._packs.seconds[describe(calls.act).key] = 1e-6
         futures = [executor.submit(calls.act, *each) for each in args]
         gate.open()
         first.result(20)
@@ -103,7 +103,7 @@ def test_those_behind_a_long_one_go_elsewhere(make_executor, make_gate, packs):
     first, long = make_gate(), make_gate()
     busy = [executor.submit(calls.through, first) for _ in range(2)]
     first.arrived(2)
-    executor._pool._machine._seconds[describe(calls.act).key] = 1e-6
+    executor._pool._machine._packs.seconds[describe(calls.act).key] = 1e-6
     blocked = [executor.submit(calls.act, "wait", long)]
     behind = [executor.submit(calls.act, "say", None, i) for i in range(50)]
     first.open()
@@ -238,7 +238,7 @@ def test_each_runs_once_when_the_parent_is_slow(make_executor, monkeypatch, tmp_
     futures = []
     for i in range(300):
         what = "note and nap" if i % 10 == 3 else "note"
-        executor._pool._machine._seconds[describe(calls.act).key] = 1e-6
+        executor._pool._machine._packs.seconds[describe(calls.act).key] = 1e-6
         futures.append(executor.submit(calls.act, what, notes, i))
     assert [future.result(20) for future in futures] == [*range(300)]
     assert sorted(map(int, _notes(notes))) == [*range(300)]

@@ -36,7 +36,7 @@ def send(executor, parcel, *call, seal=True, **options):
     fn, *args = call
     view = executor.options(**options)
     return executor._pool.submit(
-        parcels.on, (fn, parcel, *args), {}, view._options, sealed=seal
+        parcels.on, (fn, parcel, *args), {}, view._call_options, sealed=seal
     )
 
 

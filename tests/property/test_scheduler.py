@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from shmexec.scheduler import records as r
 from shmexec.scheduler.machine import Machine
 from tests.examples import examples
+from tests.snapshots import snapshot
 
 
 class Process:
@@ -59,31 +60,6 @@ class Call:
         self.taken_back_from = set()
 
 
-def snapshot(machine):
-    """All state of a machine, to be compared."""
-    state = {k: v for k, v in vars(machine).items() if k != "_handlers"}
-    state["calls"] = {
-        call.id: [
-            getattr(call, slot) if slot != "worker" else call.worker and call.worker.id
-            for slot in call.__slots__
-        ]
-        for call in machine.calls.values()
-    }
-    for name in ("workers", "_idle"):
-        state[name] = {
-            worker.id: [
-                list(worker.pack)
-                if slot == "pack"
-                else getattr(worker, slot)
-                if slot != "call"
-                else worker.call and worker.call.id
-                for slot in worker.__slots__
-            ]
-            for worker in getattr(machine, name).values()
-        }
-    return repr(state)
-
-
 class Scheduling(RuleBasedStateMachine):
     @initialize(
         max_workers=st.integers(1, 3),
@@ -121,7 +97,7 @@ class Scheduling(RuleBasedStateMachine):
         self.cancelling = False
         if warm:
             # What it would have learned from calls before; its workers are up.
-            self.machine._seconds["one"] = 1e-6
+            self.machine._packs.seconds["one"] = 1e-6
             self.handle(r.Everyone())
             for number, process in self.processes.items():
                 process.up = True

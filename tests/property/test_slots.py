@@ -17,7 +17,9 @@ from hypothesis.stateful import (
 )
 
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import CANCEL_WITHIN, Machine
+from shmexec.scheduler.machine import Machine
+from shmexec.scheduler.slots import CANCEL_WITHIN
+from tests.snapshots import snapshot
 
 
 class Process:
@@ -286,14 +288,14 @@ class Sharing(RuleBasedStateMachine):
                 if call not in here
             ]
             events.append(r.PackReplied(number, (), True))
-        before = repr(vars(self.machine))
+        before = snapshot(self.machine)
         try:
             self.machine.handle(data.draw(st.sampled_from(events)), self.now)
         except r.IllegalEvent:
             pass
         else:
             raise AssertionError
-        assert repr(vars(self.machine)) == before
+        assert snapshot(self.machine) == before
 
     # -- always --------------------------------------------------------------------------
 

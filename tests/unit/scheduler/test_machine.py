@@ -5,14 +5,11 @@ from __future__ import annotations
 import pytest
 
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import (
-    BACKOFF,
-    CANCEL_WITHIN,
-    EXIT_WITHIN,
-    KILL_AFTER,
-    Machine,
-)
+from shmexec.scheduler.crew import BACKOFF
+from shmexec.scheduler.machine import Machine
 from shmexec.scheduler.records import CallState, WorkerState
+from shmexec.scheduler.slots import CANCEL_WITHIN
+from shmexec.scheduler.state import EXIT_WITHIN, KILL_AFTER
 
 
 class Pool:

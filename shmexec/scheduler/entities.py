@@ -1,0 +1,97 @@
+"""What is known about one call, and about one worker.
+
+Their states are changed by :class:`~shmexec.scheduler.state.State` only; what else is
+noted here, by the part of the scheduler whose business it is.
+"""
+
+from __future__ import annotations
+
+from shmexec.scheduler import records as r
+from shmexec.scheduler.records import CallState, WorkerState
+
+
+class Call:
+    """One call. ``history`` holds (time, state, worker) for :meth:`Machine.story`.
+
+    Very many may wait: there is no history before the first move.
+    """
+
+    __slots__ = (
+        "born",
+        "history",
+        "id",
+        "kill_at",
+        "kind",
+        "order",
+        "pinned",
+        "retries",
+        "sent",
+        "state",
+        "stop_at",
+        "stopping",
+        "timeout",
+        "worker",
+    )
+
+    def __init__(self, event: r.Submitted, order: tuple[int, int], now: float) -> None:
+        self.id = event.call
+        self.timeout = event.timeout
+        self.retries = event.retries
+        self.pinned = event.worker
+        self.kind = event.kind
+        self.order = order
+        self.born = now
+        self.state = CallState.PENDING
+        self.worker: Worker | None = None
+        self.stopping = ""
+        # Of calls that share a worker:
+        self.sent = 0  # its place among all that the worker was sent
+        self.stop_at: float | None = None  # when it times out
+        self.kill_at: float | None = None  # when patience with it is over
+        self.history: list[tuple[float, CallState, int | None]] | None = None
+
+    def note(self, step: tuple[float, CallState, int | None]) -> None:
+        """Add a step to the history."""
+        if self.history is None:
+            self.history = [step]
+        else:
+            self.history.append(step)
+
+
+class Worker:
+    """One worker process, by its number, which is never used again."""
+
+    __slots__ = (
+        "begun",
+        "blame",
+        "call",
+        "calls",
+        "flight",
+        "id",
+        "kill_at",
+        "late",
+        "look_at",
+        "pack",
+        "packed",
+        "sent",
+        "since",
+        "state",
+        "stop_at",
+    )
+
+    def __init__(self, number: int, now: float) -> None:
+        self.id = number
+        self.state = WorkerState.STARTING
+        self.call: Call | None = None
+        self.flight: dict[int, Call] = {}  # calls that share it, as they were sent
+        self.sent = 0  # how many of those it was sent
+        self.begun = 0  # it has begun at least so many
+        self.blame = ""  # why it was stopped in the midst of them
+        self.packed = False  # a pack was sent, and its last reply has not come
+        self.pack: dict[int, Call] = {}  # what is left of it, in order
+        self.look_at: float | None = None  # when its deadline passes
+        self.calls = 0
+        self.since = now
+        self.stop_at: float | None = None  # when its call, or its start, times out
+        self.late = False  # its start has timed out
+        self.kill_at: float | None = None  # when patience with its end is over

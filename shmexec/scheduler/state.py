@@ -1,0 +1,205 @@
+"""The calls and workers of a pool, and the moves that they may make.
+
+Everything that a call or a worker goes through comes down to what is here, and is
+checked against the tables in ``records``. Which move to make, and when, is decided by
+the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from shmexec.scheduler import records as r
+from shmexec.scheduler.entities import Call, Worker
+from shmexec.scheduler.records import CallState, Command, WorkerState
+from shmexec.scheduler.waiting import Waiting
+
+KILL_AFTER = 0.1
+"""Seconds between the interrupt of a call that must stop and the kill."""
+
+EXIT_WITHIN = 10.0
+"""Seconds that a worker which was asked to end may take for its own clean-up."""
+
+
+class State:
+    """See the module.
+
+    Args:
+        max_workers: Workers at most, draining ones not counted.
+        exclusive: Draining ones are counted.
+        slots: Calls that a worker may have under way.
+    """
+
+    def __init__(self, max_workers: int, *, exclusive: bool, slots: int) -> None:
+        self.max_workers = max_workers
+        self.exclusive = exclusive
+        self.slots = slots
+        self.calls: dict[int, Call] = {}
+        self.workers: dict[int, Worker] = {}
+        self.waiting = Waiting(self.calls)
+        # Those that can take a call. Ordered: the last one is used first.
+        self.idle: dict[int, Worker] = {}
+        self.closed = False
+        self.cancelling = False  # closed, and what waits is not wanted
+        self.broken: tuple[str, ...] = ()
+        self.submitted = 0
+        self.pending = 0
+        self.counts = dict.fromkeys(
+            (CallState.DONE, CallState.FAILED, CallState.CANCELLED), 0
+        )
+        self.starting = 0
+        self.draining = 0
+        self.timed = 0  # workers, and calls that share one, with a time limit
+
+    def active(self) -> int:
+        """Workers that count against the maximum."""
+        return len(self.workers) - (0 if self.exclusive else self.draining)
+
+    def known(self, number: int) -> Worker:
+        """The worker of this number.
+
+        Raises:
+            IllegalEvent: If there is none.
+        """
+        worker = self.workers.get(number)
+        if worker is None:
+            msg = f"worker {number} is not known"
+            raise r.IllegalEvent(msg)
+        return worker
+
+    # -- calls -----------------------------------------------------------------------
+
+    def move(
+        self, call: Call, state: CallState, now: float, worker: Worker | None = None
+    ) -> None:
+        """Change a call's state; one that is finished is forgotten.
+
+        Raises:
+            IllegalEvent: If its state does not allow that.
+        """
+        if state not in r.CALL_MOVES[call.state]:
+            msg = f"call {call.id}: {call.state.value} to {state.value}"
+            raise r.IllegalEvent(msg)
+        if call.state is CallState.PENDING:
+            self.pending -= 1
+        elif state is CallState.PENDING:
+            self.pending += 1
+        call.state = state
+        if state in self.counts:
+            self.counts[state] += 1
+            del self.calls[call.id]
+        else:
+            call.note((now, state, worker.id if worker else None))
+
+    def fail(
+        self,
+        call: Call,
+        why: str,
+        now: float,
+        worker: Worker | None = None,
+        detail: str = "",
+    ) -> r.Fail:
+        """End a call with an error of our own; see :class:`Fail`."""
+        state = CallState.CANCELLED if why == "cancelled" else CallState.FAILED
+        self.move(call, state, now, worker)
+        return r.Fail(call.id, why, worker.id if worker else None, detail)
+
+    def fail_broken(self, call: Call, now: float) -> r.Fail:
+        """End a call since the pool is broken."""
+        return self.fail(call, "broken", now, detail="; ".join(self.broken))
+
+    def fail_pending(self, why: str, now: float, detail: str = "") -> list[Command]:
+        """End all calls that wait."""
+        return [
+            self.fail(call, why, now, detail=detail)
+            for call in list(self.calls.values())
+            if call.state is CallState.PENDING
+        ]
+
+    def wait_again(self, call: Call, now: float) -> None:
+        """Have a call that was sent to a worker wait again, in its old place."""
+        self.move(call, CallState.PENDING, now)
+        self.waiting.add(call)
+
+    def orphan(
+        self, call: Call, worker: Worker, unread: bool, reason: str, now: float
+    ) -> list[Command]:
+        """What becomes of a call whose worker has died.
+
+        Args:
+            call: It is not the worker's any more.
+            worker: The one that died.
+            unread: The call had not begun.
+            reason: What killed the worker.
+            now: The time.
+        """
+        if call.stopping:
+            return [self.fail(call, call.stopping, now, worker, reason)]
+        if self.broken and unread:
+            return [self.fail_broken(call, now)]
+        if not self.broken and (unread or call.retries > 0):
+            call.retries -= not unread
+            if call.pinned is None:
+                self.wait_again(call, now)
+                return []
+        return [self.fail(call, "died", now, worker, reason)]
+
+    # -- workers ---------------------------------------------------------------------
+
+    def shift(self, worker: Worker, state: WorkerState, now: float) -> None:
+        """Change a worker's state.
+
+        Raises:
+            IllegalEvent: If its state does not allow that.
+        """
+        before = worker.state
+        if state not in r.WORKER_MOVES[before]:
+            msg = f"worker {worker.id}: {before.value} to {state.value}"
+            raise r.IllegalEvent(msg)
+        if before is WorkerState.IDLE or self.slots > 1:
+            self.idle.pop(worker.id, None)
+        if before is WorkerState.STARTING:
+            self.starting -= 1
+        if state is WorkerState.IDLE:
+            self.idle[worker.id] = worker
+        elif state is WorkerState.DRAINING:
+            self.draining += 1
+        worker.state = state
+        worker.since = now
+
+    def end_limit(self, worker: Worker) -> None:
+        """A worker's call, or its start, whose time may have been limited, is over."""
+        if worker.stop_at is not None:
+            worker.stop_at = None
+            self.timed -= 1
+
+    def retire(self, worker: Worker, now: float) -> list[Command]:
+        """Ask a worker to end, unless it is about to."""
+        if worker.state is WorkerState.DRAINING:
+            return []
+        self.end_limit(worker)
+        self.shift(worker, WorkerState.DRAINING, now)
+        return [self.await_exit(worker, now)]
+
+    def await_exit(self, worker: Worker, now: float) -> r.Exit:
+        """Ask a draining worker to end."""
+        worker.kill_at = now + EXIT_WITHIN
+        return r.Exit(worker.id)
+
+    def interrupt(self, worker: Worker, now: float) -> r.Kill:
+        """Have a worker ended that is in the midst of something."""
+        self.end_limit(worker)
+        self.shift(worker, WorkerState.DRAINING, now)
+        worker.kill_at = now + KILL_AFTER
+        return r.Kill(worker.id)
+
+    def add_worker(self, number: int, now: float) -> None:
+        """A worker is to start."""
+        self.workers[number] = Worker(number, now)
+        self.starting += 1
+
+    def forget(self, worker: Worker) -> None:
+        """A worker is gone."""
+        del self.workers[worker.id]
+        self.idle.pop(worker.id, None)
+        self.end_limit(worker)
+        self.starting -= worker.state is WorkerState.STARTING
+        self.draining -= worker.state is WorkerState.DRAINING
