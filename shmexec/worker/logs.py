@@ -5,12 +5,18 @@ Imported when a worker starts: cloudpickle has loaded ``logging`` by then.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
+
+from shmexec.wire.messages import Kind, Message, encode
+from shmexec.worker.calls import Calls
+from shmexec.worker.line import Line
 
 RECORD_AT_MOST = 60_000
 """Bytes of a record that goes as it is."""
@@ -110,3 +116,44 @@ def forward(forwarder: Forwarder, level: int | None) -> None:
                 logger.addHandler(forwarder)
     if level is not None:
         root.setLevel(level)
+
+
+class _Sender:
+    """Writes records to the line, in any thread of user code, perhaps in a forked child."""
+
+    def __init__(self, line: Line, calls: Calls) -> None:
+        self._line = line
+        self._calls = calls
+        self._pid = os.getpid()
+        self._thread = threading.get_ident()
+
+    def running_call(self) -> int | None:
+        if self._line.several:
+            from shmexec.worker.flight import running_call
+
+            return running_call()
+        return self._calls.running_call()
+
+    def send(self, record: bytes) -> None:
+        line, calls = self._line, self._calls
+        data = encode(Message(Kind.LOG, generation=line.generation, payload=record))
+        if os.getpid() != self._pid:
+            with contextlib.suppress(OSError):  # it may have outlived everything else
+                line.replies.sendall(data)
+        elif threading.get_ident() != self._thread:
+            line.write(data)
+        else:
+            # An interrupt in the middle would leave half a message in a stream. One that
+            # comes now is lost: the parent waits a moment for it, then kills.
+            running, calls.running = calls.running, False
+            try:
+                line.write(data)
+            finally:
+                calls.running = running
+
+
+def forward_to(line: Line, calls: Calls, level: int | None) -> None:
+    """Send log records to the parent from now on."""
+    sender = _Sender(line, calls)
+    forwarder = Forwarder(sender.send, sender.running_call, packets=line.packets)
+    forward(forwarder, level)

@@ -18,7 +18,7 @@ def run_chunk(fn: Callable[..., Any], items: Sequence[Any], star: bool) -> Any:
     Returns:
         The results, or those before an error; that error or None; the seconds it took.
     """
-    from shmexec.worker.main import pickle_error
+    from shmexec.worker.failures import pickle_error
 
     results: list[Any] = []
     failed = None
