@@ -35,7 +35,7 @@ from shmexec.runtime.futures import Future
 from shmexec.runtime.inline import InlinePool
 from shmexec.runtime.pool import Pool
 from shmexec.runtime.streams import Stream
-from shmexec.wire.pickling import explain
+from shmexec.wire.explaining import explain
 from shmexec.worker.actor import Instance, build, call_method, unknown_method
 
 __all__ = ["Actor", "make_actor"]

@@ -38,7 +38,8 @@ from shmexec.scheduler import records as r
 from shmexec.wire import functions
 from shmexec.wire.channel import Waker
 from shmexec.wire.messages import Mode
-from shmexec.wire.pickling import Source, load
+from shmexec.wire.pickling import load
+from shmexec.wire.sources import Source
 from shmexec.worker.surroundings import Surrounded
 
 __all__ = ["ProcessPool", "RescuingPool", "make_pool"]

@@ -21,7 +21,7 @@ from shmexec.figures import Stats
 from shmexec.options import WORKERS_AT_MOST, CallOptions, Options, positive_int
 from shmexec.runtime.conveyor import Conveyor, Replica, Ticket
 from shmexec.scheduler.flow import Entry
-from shmexec.wire.pickling import explain
+from shmexec.wire.explaining import explain
 from shmexec.worker.stages import Builder
 
 __all__ = ["Pipeline", "Results", "Stage", "make_pipeline"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from shmexec.options import CallOptions
 from shmexec.wire.messages import Mode
-from shmexec.wire.pickling import PlacedArray, PlacedSource
+from shmexec.wire.sources import PlacedArray, PlacedSource
 
 
 class Feeder(Protocol):

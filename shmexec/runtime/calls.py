@@ -24,19 +24,12 @@ from shmexec.runtime.futures import Future
 from shmexec.runtime.room import RoomMaker
 from shmexec.runtime.surroundings import Around
 from shmexec.runtime.waiting import resolving
+from shmexec.wire.explaining import explain
 from shmexec.wire.functions import FunctionRef, describe
 from shmexec.wire.messages import Kind, Mode
 from shmexec.wire.parcels import Parcel
-from shmexec.wire.pickling import (
-    AnySource,
-    Pickled,
-    PlacedSource,
-    Source,
-    dump,
-    dump_arguments,
-    explain,
-    load,
-)
+from shmexec.wire.pickling import Pickled, dump, dump_arguments, load
+from shmexec.wire.sources import AnySource, PlacedSource, Source
 from shmexec.worker.actor import call_method
 from shmexec.worker.tasks import run_batch, run_chunk
 

@@ -27,12 +27,9 @@ from shmexec.errors import SerializationError
 from shmexec.memory.allocator import ALIGNMENT
 from shmexec.memory.views import loan_of
 from shmexec.wire import foreign
-from shmexec.wire.pickling import (
-    AnySource,
-    CallPickler,
-    Source,
-    explain,
-)
+from shmexec.wire.explaining import explain
+from shmexec.wire.pickling import CallPickler
+from shmexec.wire.sources import AnySource, Source
 
 T = TypeVar("T")
 

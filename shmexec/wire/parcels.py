@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from shmexec.wire import foreign
-from shmexec.wire.pickling import PlacedSource, load
+from shmexec.wire.pickling import load
+from shmexec.wire.sources import PlacedSource
 
 
 class Parcel:

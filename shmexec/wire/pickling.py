@@ -8,7 +8,6 @@ arrays that lie in those blocks.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import pickle
@@ -16,159 +15,19 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from itertools import islice
 from typing import Any, ClassVar, cast
 
 import cloudpickle
 import numpy as np
 from cloudpickle import cloudpickle as _tracking
 
-from shmexec.errors import SerializationError
 from shmexec.memory.files import FileArray, in_file
-from shmexec.memory.leases import BlockKey
-from shmexec.memory.views import Loan, Returns, Sharing, loan_of, span
+from shmexec.memory.views import Loan, Returns
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import foreign, scripted
-from shmexec.wire.messages import REFS_AT_MOST, Mode
+from shmexec.wire.buffers import SOURCES_AT_MOST, Buffers
+from shmexec.wire.sources import AnySource, ArraySource, PlacedArray
 
-SOURCES_AT_MOST = REFS_AT_MOST - 2
-"""Buffers beside one pickle; what exceeds them stays in it."""
-
-
-class Source:
-    """Bytes to be copied into a block."""
-
-    __slots__ = ("_data", "nbytes")
-
-    def __init__(self, data: memoryview | bytes) -> None:
-        self._data: Any = data
-        self.nbytes: int = len(data)
-
-    def fill(self, target: np.ndarray) -> None:
-        """Copy into ``target``, ``nbytes`` of ``uint8``."""
-        target[:] = np.frombuffer(self._data, np.uint8)
-
-    def whole(self) -> np.ndarray | None:
-        """The bytes as contiguous ``uint8``, if they are that where they lie."""
-        return np.frombuffer(self._data, np.uint8)
-
-    def span(self) -> tuple[int, int] | None:
-        """Address and length of the bytes, if they could be used where they are.
-
-        They are in one piece then, in the order in which `fill` would copy them, and
-        aligned.
-        """
-        address = np.frombuffer(self._data, np.uint8).__array_interface__["data"][0]
-        # What will be made of them is not known: this suits everything.
-        return None if address % 16 else (address, self.nbytes)
-
-
-class ArraySource(Source):
-    """An array to be copied into a block, in one pass whatever its strides are."""
-
-    __slots__ = ("_order",)
-
-    def __init__(self, array: np.ndarray, order: str) -> None:
-        self._data = array
-        self._order = order
-        self.nbytes = array.nbytes
-
-    def fill(self, target: np.ndarray) -> None:
-        """Copy into ``target``, ``nbytes`` of ``uint8``."""
-        array = self._data
-        place = np.ndarray(
-            array.shape, array.dtype, target.data, order=cast("Any", self._order)
-        )
-        np.copyto(place, array)
-
-    def whole(self) -> np.ndarray | None:
-        """See `Source.whole`."""
-        array: np.ndarray = self._data.view(np.ndarray)
-        if not array.flags.forc:
-            return None
-        flat: np.ndarray = array.ravel(order="K")
-        return flat.view(np.uint8)
-
-    def span(self) -> tuple[int, int] | None:
-        """See `Source.span`."""
-        flags = self._data.flags
-        if not (flags.forc and flags.aligned):
-            return None
-        return self._data.__array_interface__["data"][0], self.nbytes
-
-
-class StreamSource(Source):
-    """Bytes that somebody else writes."""
-
-    __slots__ = ()
-
-    def __init__(self, nbytes: int, fill: Callable[[np.ndarray], object]) -> None:
-        self._data = fill
-        self.nbytes = nbytes
-
-    def fill(self, target: np.ndarray) -> None:
-        """Copy into ``target``, ``nbytes`` of ``uint8``."""
-        self._data(target)
-
-    def whole(self) -> None:
-        """They lie nowhere yet."""
-
-    def span(self) -> None:
-        """They lie nowhere yet."""
-
-
-class PlacedSource:
-    """Bytes that already lie in a leased block: passed by reference.
-
-    Attributes:
-        block: The block, or the loan that it is known by; then the call must take a
-            lease of its own.
-        offset: Where the bytes begin in its arena; ``nbytes`` of them.
-        passed: Bytes of the arrays that they are passed for.
-        mode: How the receiver may use them.
-        first: One of those arrays; keeps them all.
-    """
-
-    __slots__ = ("block", "first", "mode", "nbytes", "offset", "passed")
-
-    def __init__(
-        self, block: BlockKey | Loan, offset: int, nbytes: int, mode: Mode
-    ) -> None:
-        self.block = block
-        self.offset = offset
-        self.nbytes = self.passed = nbytes
-        self.mode = mode
-        self.first: np.ndarray | None = None
-
-    def extend(self, low: int, high: int, passed: int) -> None:
-        """Have it take in ``[low, high)`` of the arena as well."""
-        first = min(low, self.offset)
-        self.nbytes = max(high, self.offset + self.nbytes) - first
-        self.offset = first
-        self.passed += passed
-
-
-class PlacedArray:
-    """Stands for an array in a block; arrives as that array, without a copy."""
-
-    __slots__ = ("dtype", "shape", "source")
-
-    def __init__(
-        self, source: PlacedSource, dtype: np.dtype, shape: tuple[int, ...]
-    ) -> None:
-        self.source = source
-        self.dtype = dtype
-        self.shape = shape
-
-
-AnySource = Source | PlacedSource
-
-_MODES: dict[Sharing, Mode] = {
-    "r": Mode.SHARED,
-    "r+": Mode.WRITABLE,
-    "c": Mode.COPY_ON_WRITE,
-}
 _ATOMS = frozenset(
     {type(None), bool, int, float, str, bytes}
     | {np.bool_, np.float64, np.float32, np.int64, np.int32, np.uint8}
@@ -189,95 +48,6 @@ _KEPT_CLASSES: dict[type, None] = {}
 """Classes that went to workers by value; kept, since results refer to them by id."""
 
 
-class _Buffers:
-    """Collects the buffers of one pickle, in the order in which they are met.
-
-    Not the pickler itself: that holds this, and a cycle would keep the arrays alive
-    until the garbage collector comes by.
-    """
-
-    __slots__ = (
-        "_placeholders",
-        "for_worker",
-        "in_files",
-        "objects",
-        "shared",
-        "sources",
-    )
-
-    def __init__(self) -> None:
-        self.sources: list[AnySource] = []
-        self.shared: dict[tuple[Loan, Mode], PlacedSource] = {}
-        self.in_files = 0
-        self.objects: list[object] = []
-        self.for_worker = False
-        self._placeholders: dict[int, tuple[AnySource, object]] = {}
-
-    def hole(self, source: AnySource) -> pickle.PickleBuffer:
-        """Something to pickle in the place of a source."""
-        hole = pickle.PickleBuffer(bytearray())
-        # The hole is kept so that no other can get its id before it was pickled.
-        self._placeholders[id(hole)] = source, hole
-        return hole
-
-    def stream(self, nbytes: int, fill: Callable[[np.ndarray], object]) -> Any:
-        """What to pickle for bytes that ``fill`` writes to a ``uint8`` array."""
-        if nbytes < INLINE_LIMIT or len(self.sources) >= SOURCES_AT_MOST:
-            target = np.empty(nbytes, np.uint8)
-            fill(target)
-            return target.tobytes()
-        return self.hole(StreamSource(nbytes, fill))
-
-    def find_shared(
-        self, array: np.ndarray, returns: Returns | None
-    ) -> tuple[PlacedSource, int] | None:
-        """The source of a shared array, and where that begins; None if it is to be copied.
-
-        The source is the same for all arrays on a block; it has no ``first`` if new.
-
-        Raises:
-            ValueError: If changes to it must be seen, and there are too many others.
-        """
-        loan = loan_of(array)
-        if loan is None or loan.mode is None or loan.returns is not returns:
-            return None
-        bounds = span(array, loan) if array.nbytes else None
-        if bounds is None:
-            return None
-        writable = array.flags.writeable
-        mode = _MODES[loan.mode] if writable == (loan.mode == "r+") else Mode.SHARED
-        if writable and mode is not Mode.WRITABLE:
-            return None  # made before the others were frozen: it is no constant
-        begin, low, high = bounds
-        source = self.shared.get((loan, mode))
-        if source is not None:
-            source.extend(low, high, array.nbytes)
-            return source, begin
-        if len(self.sources) >= SOURCES_AT_MOST:
-            if mode is Mode.WRITABLE:
-                msg = f"a call takes at most {SOURCES_AT_MOST} arrays shared 'r+'"
-                raise ValueError(msg)
-            return None
-        source = self.shared[loan, mode] = PlacedSource(loan, low, high - low, mode)
-        source.passed = array.nbytes
-        return source, begin
-
-    def take(self, buffer: pickle.PickleBuffer) -> bool:
-        """Called for each buffer in order; true leaves it in the pickle."""
-        placeholder = self._placeholders.pop(id(buffer), None)
-        if placeholder is not None:
-            self.sources.append(placeholder[0])
-            return False
-        try:
-            raw = buffer.raw()
-        except BufferError:
-            return True
-        if raw.nbytes < INLINE_LIMIT or len(self.sources) >= SOURCES_AT_MOST:
-            return True
-        self.sources.append(Source(raw))
-        return False
-
-
 class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles what goes to a worker.
 
@@ -289,7 +59,7 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
     _by_path = True
 
     def __init__(self, file: io.BytesIO, returns: Returns | None = None) -> None:
-        self.buffers = _Buffers()
+        self.buffers = Buffers()
         self._returns = returns
         super().__init__(file, protocol=5, buffer_callback=self.buffers.take)
 
@@ -629,7 +399,7 @@ class _Stand:
 
 def _dump_shared(args: tuple[Any, ...], returns: Returns | None) -> Pickled | None:
     """Pickle atoms and shared arrays the short way; None if an array is not shared."""
-    buffers = _Buffers()
+    buffers = Buffers()
     stands: dict[int, _Stand] = {}
     items: list[Any] = []
     for arg in args:
@@ -680,101 +450,3 @@ def _is_plain(values: Collection[Any], depth: int = 4) -> bool:
 def load(payload: Any, buffers: Iterable[np.ndarray]) -> Any:
     """The object of a pickle whose buffers are these."""
     return pickle.loads(payload, buffers=buffers)
-
-
-# -- who is to blame ----------------------------------------------------------------------
-
-_DEPTH = 6
-_CHILDREN = 200
-
-
-def explain(
-    error: BaseException, parts: Mapping[str, Any], what: str
-) -> SerializationError:
-    """An error that names the innermost part that cannot be pickled."""
-    path, culprit = "", None
-    # Objects may raise anything when they are looked at; the failure must not get lost.
-    with contextlib.suppress(Exception):
-        for name, value in parts.items():
-            if _fails(value):
-                path, culprit = name, value
-                path, culprit = _descend(name, value, ())
-                break
-    kind = f" ({type(culprit).__qualname__})" if path else ""
-    where = f": {path}{kind}" if path else ""
-    msg = f"cannot pickle {what}{where}: {type(error).__name__}: {error}"
-    return SerializationError(msg, path)
-
-
-def _descend(path: str, value: Any, inside: tuple[Any, ...]) -> tuple[str, Any]:
-    if len(inside) < _DEPTH:
-        inside = (*inside, value)
-        for name, child in children(path, value):
-            if not any(child is each for each in inside) and _fails(child):
-                return _descend(name, child, inside)
-    return path, value
-
-
-def _fails(value: Any) -> bool:
-    try:
-        CallPickler(io.BytesIO()).dump(value)
-    except (Exception, SystemExit, GeneratorExit):  # noqa: BLE001  (any is the answer)
-        return True
-    return False
-
-
-def children(path: str, value: Any) -> Iterable[tuple[str, Any]]:
-    """What an object is made of, each with the path to it."""
-    found: list[tuple[str, Any]] = []
-    items: Any
-    if isinstance(value, Mapping):
-        items = list(islice(value.items(), _CHILDREN))
-        found += [(f"{path}[{key!r}]", item) for key, item in items]
-        found += [(f"key {key!r} of {path}", key) for key, _ in items]
-    elif isinstance(value, (list, tuple)):
-        items = islice(enumerate(value), _CHILDREN)
-        found += [(f"{path}[{index}]", item) for index, item in items]
-    elif isinstance(value, (set, frozenset)):
-        items = islice(value, _CHILDREN)
-        found += [(f"element of {path}", item) for item in items]
-    elif is_dataclass(value) and not isinstance(value, type):
-        found += [
-            (f"{path}.{f.name}", getattr(value, f.name, None)) for f in fields(value)
-        ]
-    elif isinstance(getattr(value, "__closure__", None), tuple):
-        names = value.__code__.co_freevars
-        for name, cell in zip(names, value.__closure__, strict=True):
-            try:
-                found.append((f"{name!r} captured by {path}", cell.cell_contents))
-            except ValueError:
-                continue
-    if not found and isinstance(getattr(value, "__self__", None), object):
-        owner = getattr(value, "__self__", None)
-        if owner is not None and not isinstance(owner, type(sys)):
-            found.append((f"{path}.__self__", owner))
-    found += _attributes(path, value)
-    return found[:_CHILDREN]
-
-
-def _attributes(path: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, type):
-        return _class_attributes(path, value)
-    if callable(value):
-        return []
-    state = getattr(value, "__dict__", None)
-    if not isinstance(state, dict):
-        return []
-    return [(f"{path}.{name}", item) for name, item in state.items()]
-
-
-def _class_attributes(path: str, cls: type) -> list[tuple[str, Any]]:
-    """Those of a class that goes by value, plain data first.
-
-    Methods may refer to the class, and so fail because of the data.
-    """
-    items = [
-        (f"{path}.{name}", value)
-        for name, value in vars(cls).items()
-        if name not in {"__dict__", "__weakref__", "__doc__", "__module__"}
-    ]
-    return sorted(items, key=lambda item: hasattr(item[1], "__get__"))

@@ -7,8 +7,9 @@ import traceback
 from types import TracebackType
 from typing import Any
 
+from shmexec.wire.explaining import explain
 from shmexec.wire.messages import Kind
-from shmexec.wire.pickling import Pickled, ReplyPickler, dump, explain
+from shmexec.wire.pickling import Pickled, ReplyPickler, dump
 
 
 def dump_as(value: Any, what: str) -> tuple[Kind, Pickled]:

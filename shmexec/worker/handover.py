@@ -17,7 +17,7 @@ from typing import Protocol
 
 from shmexec.memory.arena import Arena
 from shmexec.wire.messages import Ref
-from shmexec.wire.pickling import AnySource, Source
+from shmexec.wire.sources import AnySource, Source
 from shmexec.worker.memory import WorkerMemory
 
 

@@ -21,7 +21,7 @@ from shmexec.memory.arena import Arena, closed_pipes
 from shmexec.memory.segment import Borrowed, Segment
 from shmexec.memory.views import Returns, lend
 from shmexec.wire.messages import Mode, Ref, encode_counts
-from shmexec.wire.pickling import Source
+from shmexec.wire.sources import Source
 from shmexec.worker.setup import WorkerConfig
 
 WantQuota = Callable[[int, int], tuple[int, int, int]]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shmexec.wire.pickling import children
+from shmexec.wire.explaining import children
 
 _READ_ONLY = re.compile("read-only|WRITEABLE")
 _HEAD = "Read-only arguments of this call: "

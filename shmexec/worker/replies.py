@@ -11,7 +11,8 @@ from typing import Any
 from shmexec.errors import SerializationError
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire.messages import Kind, Message, encode_plain, in_batches
-from shmexec.wire.pickling import Pickled, Source
+from shmexec.wire.pickling import Pickled
+from shmexec.wire.sources import Source
 from shmexec.worker import output
 from shmexec.worker.failures import pickle_error
 from shmexec.worker.handover import place_all

@@ -255,7 +255,7 @@ def test_an_interrupt_between_reading_a_reply_and_handling_it(make_executor):
     process = pool.process
 
     def interrupted(*, ticking):
-        if pool._inbox and threading.current_thread() is threading.main_thread():
+        if pool.has_unread() and threading.current_thread() is threading.main_thread():
             pool.process = process
             raise KeyboardInterrupt
         process(ticking=ticking)

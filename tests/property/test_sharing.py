@@ -18,7 +18,8 @@ from shmexec.memory.views import Returns, lend
 from shmexec.options import segment_kind
 from shmexec.runtime import lifecycle
 from shmexec.wire.messages import Mode
-from shmexec.wire.pickling import PlacedSource, dump, load
+from shmexec.wire.pickling import dump, load
+from shmexec.wire.sources import PlacedSource
 
 DTYPES = ["u1", "i2", ">i4", "f8", "c16", "S3", "U2", "M8[s]", "i1,f4", "V5"]
 SIZE = 5040

@@ -13,7 +13,7 @@ from shmexec.memory.allocator import CHUNK
 from shmexec.memory.arena import WRITE_FROM, Arena
 from shmexec.memory.host import Host
 from shmexec.memory.segment import Segment
-from shmexec.wire.pickling import ArraySource, Source
+from shmexec.wire.sources import ArraySource, Source
 
 SIZE = 64 << 20
 KINDS = ["memfd", "posix"] if hasattr(os, "memfd_create") else ["posix"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from shmexec.errors import SerializationError
-from shmexec.wire.pickling import dump, explain, load
+from shmexec.wire.explaining import explain
+from shmexec.wire.pickling import dump, load
 
 LOCK = threading.Lock()
 
