@@ -11,7 +11,7 @@ from shmexec.errors import SharedMemoryFull
 from shmexec.memory.host import Block, Host
 from shmexec.memory.views import Loan, Returns, loan_of
 from shmexec.runtime.waiting import may_block
-from shmexec.wire.pickling import Source
+from shmexec.wire.sources import Source
 
 CALLS = "calls"
 """Holder of the leases that pending and running calls have on their arguments."""
