@@ -15,11 +15,15 @@ from tests.waiting import wait_until
 SHORT = 0.1
 
 
+def warm_up(executor):
+    """Have a worker started, and know the functions: the time-out is not for that."""
+    executor.options(timeout=20).submit(is_gone, 1).result()
+
+
 @pytest.mark.parametrize("hang", faults.HANGS, ids=lambda fn: fn.__name__)
 def test_a_timeout_stops_the_call(make_executor, gate, hang):
     executor = make_executor(1)
-    # The worker has started: the time counts from the start of the call.
-    executor.submit(calls.pid).result()
+    warm_up(executor)
     error = executor.options(timeout=0.2).submit(hang, gate).exception()
     assert isinstance(error, shmexec.CallTimeout)
     assert isinstance(error, TimeoutError)
@@ -96,6 +100,7 @@ def test_several_time_out_together(make_executor, gate):
 
 def test_a_timeout_is_not_retried(make_executor, gate):
     executor = make_executor(1, timeout=SHORT, retries=3)
+    warm_up(executor)
     error = executor.submit(faults.sleep_for_ever, gate).exception()
     assert isinstance(error, shmexec.CallTimeout)
     assert len(gate.arrived(1)) == 1
