@@ -31,6 +31,7 @@ from shmexec.options import (
     seconds_or_none,
 )
 from shmexec.runtime import reports
+from shmexec.runtime.backend import Feeder
 from shmexec.runtime.futures import Future
 from shmexec.runtime.inline import InlinePool
 from shmexec.runtime.pool import Pool
@@ -295,6 +296,8 @@ class _Methods:
 class _Replica(Protocol):
     """One instance and where it lives."""
 
+    feeders: weakref.WeakSet[Feeder]
+
     def submit(
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Future[Any]: ...
@@ -333,6 +336,7 @@ class _Remote:
         self.stats = self._pool.stats
         self.shutdown = self._pool.shutdown
         self.abandon = self._pool.abandon
+        self.feeders = self._pool.feeders
         self._pool.start_all()
 
     def submit(
@@ -376,6 +380,7 @@ class _Local:
         self._options = options
         self._pool = InlinePool(replace(options, initializer=None))
         self.stats = self._pool.stats
+        self.feeders = self._pool.feeders
         self._closed = False
         self._instance = Instance(cls.__name__)
         built = self._pool.submit(

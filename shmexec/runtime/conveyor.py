@@ -27,10 +27,16 @@ from shmexec.worker.stages import FlushedAll
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
+    from weakref import WeakSet
+
+    from shmexec.runtime.backend import Feeder
 
 
 class Replica(Protocol):
     """One instance of a stage, which works on one item at a time."""
+
+    feeders: WeakSet[Feeder]
+    """Who is told if this process was forked."""
 
     def submit(
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -111,6 +117,8 @@ class Conveyor:
         self._wakers: list[Callable[[], object]] = []
         self._here = threading.local()
         self._ended = False
+        self._why_closed = "the pipeline is closed: make another one"
+        stations[0].replicas[0].feeders.add(self)
 
     # -- what is decided -------------------------------------------------------------
 
@@ -244,8 +252,7 @@ class Conveyor:
     def check_open(self) -> None:
         """Raise PoolClosed if it is closed."""
         if self.closed:
-            msg = "the pipeline is closed: make another one"
-            raise PoolClosed(msg)
+            raise PoolClosed(self._why_closed)
 
     def reserve(self) -> bool:
         """Take a place before the first stage, if there is one; with the lock."""
@@ -364,6 +371,23 @@ class Conveyor:
         for station in self.stations:
             station.close(wait=True)
 
+    def feed_last(self, *, cancel: bool) -> None:
+        """The first stage ends: which it does when there is nothing to feed it with."""
+
+    def disown(self, error: BaseException) -> None:
+        """In a forked child: the workers are the parent's, and so are the items."""
+        self.changed = threading.Condition(threading.Lock())
+        self._here = threading.local()
+        self._wakers = []
+        self.closed = self._ended = True
+        self._why_closed = str(error)
+        if self.active is not None:
+            self.active.dropped = True
+            self.active = None
+        for entry in self.flow.entries:
+            if entry.tag is not None and entry.tag.future is not None:
+                _disown(entry.tag.future, error)
+
     def _end_if_empty(self) -> None:
         with self.changed:
             if not self.flow.empty or self._ended:
@@ -381,6 +405,15 @@ def _wake(loop: asyncio.AbstractEventLoop, news: asyncio.Future[None]) -> None:
 
     with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(tell)
+
+
+def _disown(future: Future[Any], error: BaseException) -> None:
+    # Another thread may have held the condition at the fork; it does not exist here.
+    future._condition = threading.Condition()  # noqa: SLF001
+    future._waiters = []  # noqa: SLF001
+    future._done_callbacks = []  # type: ignore[attr-defined]  # noqa: SLF001
+    if not future.done():
+        future.set_exception(error)
 
 
 def _begin(entry: Entry) -> bool:

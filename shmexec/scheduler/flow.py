@@ -137,6 +137,11 @@ class Flow:
         """The entries before the first stage."""
         return tuple(self._lines[0])
 
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All of them, also those that stages work on."""
+        return tuple(entry for line in self._lines for entry in line)
+
     def enter(self, entry: Entry) -> None:
         """An entry joins the first line, room or not."""
         self._lines[0].append(entry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import threading
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
@@ -456,6 +457,35 @@ def test_a_pipeline_that_is_dropped(executor):
     future = pipe.submit(3)
     del pipe, results
     assert future.result() == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_in_a_forked_child_items_fail(executor, gate):
+    with executor.pipeline(stages.same, (stages.Waits, gate)) as pipe, opening(gate):
+        results = pipe.map(iter([1, 2]))
+        future = pipe.submit(1)
+        gate.arrived()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                assert isinstance(future.exception(1), shmexec.PoolClosed)
+                for use in (
+                    lambda: next(results),
+                    lambda: pipe.submit(1),
+                    lambda: pipe.map([1]),
+                    pipe.flush,
+                ):
+                    with pytest.raises(shmexec.PoolClosed, match="parent of this"):
+                        use()
+                pipe.close()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        gate.open()
+        assert future.result() == 1
+        assert list(results) == [1, 2]
 
 
 def test_the_life_of_a_stage(executor, tmp_path):
