@@ -15,10 +15,10 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol
 
 from shmexec import aio
+from shmexec.closing import AsyncClosing
 from shmexec.errors import SerializationError
 from shmexec.figures import Stats
 from shmexec.options import (
@@ -44,7 +44,7 @@ __all__ = ["Actor", "make_actor"]
 _NEAREST_FIRST = ("busy", "ready", "starting", "closing", "failed", "closed")
 
 
-class Actor:
+class Actor(AsyncClosing):
     """Instances of a class, each in a worker of its own; see :meth:`Executor.actor`.
 
     Methods are called as attributes: ``node.process(x)`` returns a :class:`Future` at
@@ -219,26 +219,6 @@ class Actor:
             "return what is to be called next instead"
         )
         raise TypeError(msg)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_exception: object) -> None:
-        """Close, without blocking the event loop."""
-        import asyncio
-
-        await asyncio.to_thread(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *(self._methods.names() if self._methods else ())]

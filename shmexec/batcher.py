@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from shmexec.closing import Closing
 from shmexec.errors import QueueFull
 from shmexec.figures import BatcherStats
 from shmexec.options import CallOptions, positive_int
@@ -34,7 +34,7 @@ QUEUED_BATCHES = 16
 OnFull = Literal["wait", "refuse"]
 
 
-class Batcher:
+class Batcher(Closing):
     """Takes single items and runs a function on batches of them.
 
     Made by :meth:`shmexec.Executor.batcher`, which tells what it does. Any number of
@@ -139,17 +139,6 @@ class Batcher:
         self._gatherer.close("the batcher was closed")
         if wait and may_block():
             self._gatherer.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         stats = self.stats()

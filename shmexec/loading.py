@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from shmexec.closing import Closing
 from shmexec.executor import Executor
 from shmexec.figures import Stats
 from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
@@ -15,7 +15,7 @@ from shmexec.worker.script import begin
 __all__ = ["LoadedScript", "load"]
 
 
-class LoadedScript(Script):
+class LoadedScript(Closing, Script):
     """A script and the pool it runs in; made by :func:`shmexec.load`.
 
     To be closed, or used as a context manager.
@@ -36,17 +36,6 @@ class LoadedScript(Script):
     def close(self) -> None:
         """Take no more calls; returns when those submitted are done."""
         self.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def load(

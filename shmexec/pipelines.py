@@ -12,10 +12,10 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import count
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from shmexec.actors import Actor, make_actor
+from shmexec.closing import AsyncClosing, Closing
 from shmexec.errors import SerializationError, SharedMemoryFull
 from shmexec.figures import Stats
 from shmexec.options import WORKERS_AT_MOST, CallOptions, Options, positive_int
@@ -114,7 +114,7 @@ class _Station(NamedTuple):
         self.actor.close(wait)
 
 
-class Results(Iterator[Any], AsyncIterator[Any]):
+class Results(Closing, Iterator[Any], AsyncIterator[Any]):
     """What :meth:`Pipeline.map` returns: iterate over it, once.
 
     ``for`` and ``async for`` alike. Leaving the loop, dropping the iterator or
@@ -253,17 +253,6 @@ class Results(Iterator[Any], AsyncIterator[Any]):
         """As :meth:`close`; ``contextlib.aclosing`` calls it."""
         self.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __del__(self) -> None:
         if not self._over and not sys.is_finalizing():
             # A finalizer takes no lock: this thread may have it.
@@ -271,7 +260,7 @@ class Results(Iterator[Any], AsyncIterator[Any]):
             threading.Thread(target=leave, args=(self._stream,)).start()
 
 
-class Pipeline:
+class Pipeline(AsyncClosing):
     """Stages in workers of their own, chained; made by :meth:`Executor.pipeline`.
 
     Items go from worker to worker by reference: their arrays never come to this
@@ -354,24 +343,6 @@ class Pipeline:
         self._conveyor.close(cancel=cancel_futures)
         if wait:
             self._conveyor.wait_for_end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_exception: object) -> None:
-        """Close, without blocking the event loop."""
-        await asyncio.to_thread(self.close)
 
     def __repr__(self) -> str:
         names = " -> ".join(station.name for station in self._stations)

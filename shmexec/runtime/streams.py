@@ -19,12 +19,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from shmexec.closing import Closing
 from shmexec.errors import PoolClosed
 from shmexec.worker.steps import END
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from shmexec.runtime.futures import Future
     from shmexec.runtime.pool import Pool
     from shmexec.worker.steps import Steps
@@ -34,7 +33,7 @@ T = TypeVar("T")
 __all__ = ["Stream"]
 
 
-class Stream(Iterator[T], AsyncIterator[T], Generic[T]):
+class Stream(Closing, Iterator[T], AsyncIterator[T], Generic[T]):
     """What :meth:`shmexec.Executor.stream` returns: iterate over it, once.
 
     ``for`` and ``async for`` alike. Leaving the loop, dropping the stream or
@@ -124,17 +123,6 @@ class Stream(Iterator[T], AsyncIterator[T], Generic[T]):
         if not self._ended:
             self._ended = True
             self._items[-1].cancel(running=True)
-
-    def __enter__(self) -> Stream[T]:
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not self._ended and not sys.is_finalizing():
