@@ -286,18 +286,31 @@ class Gatherer:
         if self._pumping.active:
             return  # further down in this thread it is done
         self._pumping.active = True
+        taken = None
         try:
             while True:
                 with self._lock:
-                    batch = self._grouping.take(now(), self._backend.width())
-                    if batch is None:
+                    taken = self._grouping.take(now(), self._backend.width())
+                    if taken is None:
                         break
-                    held_up = self._hand_out(batch)
+                    held_up = self._hand_out(taken)
                 if not held_up:
+                    batch, taken = taken, None
                     self._start(batch)
                 self._open_gates()
+        except BaseException as error:
+            if taken is not None:
+                self._give_up(taken, error)
+            raise
         finally:
             self._pumping.active = False
+
+    def _give_up(self, batch: Gathered, error: BaseException) -> None:
+        """An interrupt struck between taking a batch and starting it."""
+        with self._lock:
+            held_up = self._hand_out(batch)  # once more, to be sure
+        if not held_up:  # else whoever writes to it starts it
+            self._end(batch, batch.fail(error))
 
     def _hand_out(self, batch: Gathered) -> bool:
         """Note that a batch runs; whether it is still written to. Under the lock."""

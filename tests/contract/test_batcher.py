@@ -657,6 +657,28 @@ for i in range(3):
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("half", ["before", "behind"])
+def test_an_interrupt_as_a_batch_is_taken_fails_that_batch(
+    make_executor, monkeypatch, half
+):
+    with make_executor(1).batcher(calls.same) as batcher:
+        gatherer = batcher._gatherer
+        hand_out = gatherer._hand_out
+
+        def interrupted(batch):
+            monkeypatch.undo()
+            if half == "behind":
+                hand_out(batch)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(gatherer, "_hand_out", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            batcher(1.0)
+        assert [batcher(x).result(LONG) for x in (2.0, 3.0)] == [2.0, 3.0]
+        assert wait_until(lambda: batcher.stats().running == 0)
+        assert (batcher.stats().waiting, batcher.stats().failed) == (0, 1)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_in_a_forked_child_items_fail(make_executor, gate):
     executor = make_executor(1)
