@@ -291,7 +291,12 @@ def resolve(outcome: Outcome) -> None:
         else:
             future.set_result(result)
     except InvalidStateError:
-        pass  # another thread was quicker
+        # Another thread was quicker, or this one, with which it did not come to an end.
+        if future.interrupted:
+            future.go_on()
+    except BaseException:
+        future.interrupted = True
+        raise
     finally:
         resolving.active = before
 

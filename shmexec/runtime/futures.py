@@ -27,6 +27,7 @@ class Future(BaseFuture[T]):
     """
 
     cached = False
+    interrupted = False  # while it was settled
     keep: Callable[[Any], object] | None = None
     """Given the result before anybody else has it, who might write to it."""
 
@@ -89,11 +90,23 @@ class Future(BaseFuture[T]):
     def _invoke_callbacks(self) -> None:
         # The base class lets SystemExit through; here it would end whichever thread
         # reads the replies of all calls.
-        for callback in self._done_callbacks:
+        # Each is taken before it is called: after an interrupt the others are left.
+        while self._done_callbacks:
+            try:
+                callback = self._done_callbacks.pop(0)
+            except IndexError:  # another thread had the last one
+                return
             try:
                 callback(self)
             except (Exception, SystemExit):  # noqa: BLE001  (as the base class does)
                 LOGGER.exception("exception calling callback for %r", self)
+
+    def go_on(self) -> None:
+        """Tell those who were not told since an interrupt struck; for the pool only."""
+        self.interrupted = False
+        with self._condition:
+            self._condition.notify_all()
+        self._invoke_callbacks()
 
     def done(self) -> bool:
         """Whether it was cancelled, or has a result or an exception."""
