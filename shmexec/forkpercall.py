@@ -8,22 +8,17 @@ way to run a few long calls that must not share a process.
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-import random
 import selectors
 import signal
 import struct
 import sys
 import threading
-import traceback
 import warnings
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, cast
-
-import cloudpickle
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from shmexec.deadline import Deadline
 from shmexec.errors import (
@@ -36,8 +31,7 @@ from shmexec.errors import (
     WorkerDied,
 )
 from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
-from shmexec.worker.loop import awaited
-from shmexec.worker.setup import hold_lifeline
+from shmexec.worker.forked import COUNT, RAISED, RESULT, UNPICKLABLE, run_forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,8 +50,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _PIPE_BYTES = 1 << 20
-_COUNT = struct.Struct("<Q")
-_RESULT, _RAISED, _UNPICKLABLE = range(3)
 
 
 class _ParentSide:
@@ -281,7 +273,7 @@ def _fork(
         _silence_fork_warning()
         pid = os.fork()
         if pid == 0:
-            _child_main(writer, line, fn, args, kwargs)
+            run_forked(writer, line, fn, args, kwargs)
         kept.pop_all()
     return pid, reader, lifeline
 
@@ -383,8 +375,8 @@ class _Reader:
 
 
 def _read_frames(reader: _Reader) -> list[bytearray]:
-    (count,) = _COUNT.unpack(reader.read(_COUNT.size))
-    lengths = struct.unpack(f"<{count}Q", reader.read(count * _COUNT.size))
+    (count,) = COUNT.unpack(reader.read(COUNT.size))
+    lengths = struct.unpack(f"<{count}Q", reader.read(count * COUNT.size))
     return [reader.read(length) for length in lengths]
 
 
@@ -419,7 +411,7 @@ def _signal_name(number: int) -> str:
 def _unpack(name: str, frames: list[bytearray]) -> object:
     header, body, *buffers = frames
     kind, type_name, message, text = pickle.loads(header)
-    if kind == _UNPICKLABLE:
+    if kind == UNPICKLABLE:
         msg = (
             f"the result of {name} cannot be pickled ({type_name}: {message}); "
             "return arrays, numbers, texts or objects that pickle takes"
@@ -428,137 +420,13 @@ def _unpack(name: str, frames: list[bytearray]) -> object:
     try:
         value = pickle.loads(body, buffers=buffers)
     except Exception as error:
-        if kind == _RAISED:
+        if kind == RAISED:
             remote = RemoteError(type_name, message, text)
             raise remote from RemoteTraceback(text)
         msg = f"the result of {name} cannot be unpickled ({error!r})"
         raise SerializationError(msg, "result") from error
-    if kind == _RESULT:
+    if kind == RESULT:
         return value
     if not isinstance(value, BaseException):
         raise RemoteError(type_name, message, text) from RemoteTraceback(text)
     raise value from RemoteTraceback(text)
-
-
-# ---- the child
-
-
-def _child_main(
-    writer: int,
-    lifeline: int,
-    fn: Callable[..., object],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> NoReturn:
-    """Run the call and end the process; never return into the parent's stack."""
-    status = 1
-    try:
-        hold_lifeline(lifeline)
-        _settle_in()
-        _send(writer, _outcome(fn, args, kwargs))
-        status = 0
-    except BrokenPipeError:
-        pass  # the parent is gone: nobody to tell
-    except BaseException:  # noqa: BLE001  (whatever it is, it must not leave this frame)
-        traceback.print_exc()
-    finally:
-        try:
-            _flush_output()
-        finally:
-            # Not sys.exit: the parent's atexit handlers, and what its buffers hold,
-            # are the parent's business.
-            os._exit(status)
-
-
-def _settle_in() -> None:
-    # The terminal's Ctrl-C goes to all processes of the group; the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A Python handler of the parent would run its clean-up here.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
-    random.seed()
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        # Else every call would draw the same numbers.
-        numpy_random.seed()
-    sys.stdout = _fresh_stream(sys.stdout)
-    sys.stderr = _fresh_stream(sys.stderr)
-
-
-def _fresh_stream(stream: Any) -> Any:
-    """The same file with an empty buffer: the parent's unwritten text is not ours.
-
-    A stream without a descriptor (a notebook's, a test's) is left as it is.
-    """
-    try:
-        fd = stream.fileno()
-    except (AttributeError, OSError, ValueError):
-        return stream
-    if not isinstance(stream, io.TextIOWrapper):
-        return stream
-    # Never closed: the process ends without the interpreter's clean-up.
-    return open(
-        fd,
-        "w",
-        buffering=1,
-        encoding=stream.encoding,
-        errors=stream.errors,
-        closefd=False,
-    )
-
-
-def _flush_output() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-
-
-def _outcome(
-    fn: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[Any]:
-    try:
-        # Who never shared an object has not imported this, and no handles.
-        objects = sys.modules.get("shmexec.wire.objects")
-        if objects is not None:
-            fn, args, kwargs = objects.with_values((fn, args, kwargs))
-        value = awaited(fn(*args, **kwargs))
-    except BaseException as error:  # noqa: BLE001  (SystemExit too is the call's answer)
-        return _failure(_RAISED, error)
-    buffers: list[pickle.PickleBuffer] = []
-    try:
-        body = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-        return [
-            pickle.dumps((_RESULT, "", "", "")),
-            body,
-            *(buffer.raw() for buffer in buffers),
-        ]
-    except Exception as error:  # noqa: BLE001  (any __reduce__ may raise anything)
-        return _failure(_UNPICKLABLE, error)
-
-
-def _failure(kind: int, error: BaseException) -> list[Any]:
-    text = "".join(traceback.format_exception(error))
-    cls = type(error)
-    type_name = (
-        cls.__qualname__
-        if cls.__module__ == "builtins"
-        else f"{cls.__module__}.{cls.__qualname__}"
-    )
-    try:
-        message = str(error)
-    except Exception:  # noqa: BLE001
-        message = "<its __str__ failed>"
-    body = b""  # unpickling it fails, which makes a RemoteError in the parent
-    if kind == _RAISED:
-        with suppress(Exception):
-            body = cloudpickle.dumps(error, protocol=5)
-    return [pickle.dumps((kind, type_name, message, text)), body]
-
-
-def _send(writer: int, frames: list[Any]) -> None:
-    lengths = [len(memoryview(frame).cast("B")) for frame in frames]
-    head = _COUNT.pack(len(frames)) + struct.pack(f"<{len(frames)}Q", *lengths)
-    for frame in (head, *frames):
-        view = memoryview(frame).cast("B")
-        while view:
-            view = view[os.write(writer, view) :]
