@@ -260,6 +260,7 @@ def test_it_is_not_retried(make_executor):
 
 def test_its_time_out_ends_it(make_executor):
     executor = make_executor(1)
+    list(executor.stream(count, 1))  # it knows this module: that takes its time
     stream = executor.options(timeout=2).stream(hangs_after, 2)
     assert [next(stream), next(stream)] == [0, 1]
     with pytest.raises(shmexec.CallTimeout):
