@@ -141,7 +141,7 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
             entry = self._take()
             if entry is not None:
                 return self._opened(entry, StopIteration)
-            with self._conveyor.changed:
+            with self._conveyor.lock:
                 # Woken by whatever moves on.
                 self._conveyor.changed.wait_for(self._has_news)
         raise StopIteration
@@ -162,7 +162,7 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
 
     def _may_read(self) -> bool:
         """Whether there is room for another item; a place is reserved for it then."""
-        with self._conveyor.changed:
+        with self._conveyor.lock:
             stream = self._stream
             return not (stream.has_end or stream.dropped) and self._conveyor.reserve()
 
@@ -216,10 +216,10 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
     def _take(self) -> Entry | None:
         """What came, if something did."""
         stream = self._stream
-        with self._conveyor.changed:
+        with self._conveyor.lock:
             stream.wanted = stream.came is None
         self._conveyor.advance()
-        with self._conveyor.changed:
+        with self._conveyor.lock:
             if stream.dropped:
                 self._over = True
                 self._conveyor.check_open()
@@ -229,7 +229,7 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
     def _opened(self, entry: Entry, stop: type[Exception]) -> Any:
         if entry.ends:
             self._over = True
-            with self._conveyor.changed:
+            with self._conveyor.lock:
                 self._conveyor.active = None
             raise stop
         if entry.error is None:

@@ -109,7 +109,9 @@ class Conveyor:
             [station.flushes for station in stations],
             buffersize,
         )
-        self.changed = threading.Condition(threading.Lock())
+        # Entered as a lock: a condition's own `__enter__` could be interrupted with it held.
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
         self.active: Reading | None = None
         self.closed = False
         self._submitted = Stream(endless=True)
@@ -143,7 +145,7 @@ class Conveyor:
             self._end_if_empty()
 
     def _next(self, here: Any) -> bool:
-        with self.changed:
+        with self.lock:
             here.command = command = self.flow.next()
             if command is None:
                 return False
@@ -207,7 +209,7 @@ class Conveyor:
         except CancelledError as cancelled:
             error = cancelled
         if isinstance(error, FlushedAll) and isinstance(command, Flush):
-            with self.changed:
+            with self.lock:
                 self.flow.flushed(command)
                 self.notify()
         else:
@@ -225,7 +227,7 @@ class Conveyor:
                     "what was flushed before" if tag is None else f"item {tag.number}"
                 )
             error.add_note(f"{self.where(command.stage)}, {what}")
-        with self.changed:
+        with self.lock:
             self.flow.done(command, value, error)
             self.notify()
 
@@ -240,7 +242,7 @@ class Conveyor:
 
         loop = asyncio.get_running_loop()
         while True:
-            with self.changed:
+            with self.lock:
                 if has_news():
                     return
                 came: asyncio.Future[None] = loop.create_future()
@@ -263,7 +265,7 @@ class Conveyor:
 
     def enter(self, *entries: Entry) -> None:
         """Use a reserved place: for an entry and an end behind it perhaps, or for none."""
-        with self.changed:
+        with self.lock:
             self.flow.reserved -= 1
             for entry in entries:
                 if entry.dropped:
@@ -292,7 +294,7 @@ class Conveyor:
 
     def submit(self, item: Any) -> Future[Any]:
         """See :meth:`Pipeline.submit`."""
-        with self.changed:
+        with self.lock:
             self.check_open()
             while not self.reserve():
                 if not may_block():
@@ -322,7 +324,7 @@ class Conveyor:
         Raises:
             RuntimeError: If there is one already.
         """
-        with self.changed:
+        with self.lock:
             self.check_open()
             if self.active is not None:
                 msg = (
@@ -335,7 +337,7 @@ class Conveyor:
 
     def leave(self, stream: Reading) -> None:
         """Nobody reads this any more. It ends here, so that the stages are flushed."""
-        with self.changed:
+        with self.lock:
             if stream is not self.active:
                 return
             self.active = None
@@ -351,7 +353,7 @@ class Conveyor:
 
     def close(self, *, cancel: bool) -> None:
         """Take no more; what was entered goes on, but for what can be cancelled."""
-        with self.changed:
+        with self.lock:
             self.closed = True
             active = self.active
             waiting = self.flow.waiting if cancel else ()
@@ -365,7 +367,7 @@ class Conveyor:
 
     def wait_for_end(self) -> None:
         """Until all that was entered has left."""
-        with self.changed:
+        with self.lock:
             # Woken by whoever finds the flow empty.
             self.changed.wait_for(lambda: self._ended)
         for station in self.stations:
@@ -376,7 +378,8 @@ class Conveyor:
 
     def disown(self, error: BaseException) -> None:
         """In a forked child: the workers are the parent's, and so are the items."""
-        self.changed = threading.Condition(threading.Lock())
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
         self._here = threading.local()
         self._wakers = []
         self.closed = self._ended = True
@@ -389,7 +392,7 @@ class Conveyor:
                 _disown(entry.tag.future, error)
 
     def _end_if_empty(self) -> None:
-        with self.changed:
+        with self.lock:
             if not self.flow.empty or self._ended:
                 return
             self._ended = True

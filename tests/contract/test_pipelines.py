@@ -488,6 +488,20 @@ def test_in_a_forked_child_items_fail(executor, gate):
         assert list(results) == [1, 2]
 
 
+def test_no_interrupt_leaves_its_lock_held(executor):
+    class Interrupted(threading.Condition):
+        def __enter__(self):
+            super().__enter__()
+            raise KeyboardInterrupt  # what Ctrl-C may do, as it is no C code
+
+    with executor.pipeline(stages.same, stages.Keeps) as pipe:
+        conveyor = pipe._conveyor
+        conveyor.changed = Interrupted(conveyor.lock)
+        assert pipe.submit(1).result() == 1
+        assert next(pipe.map([2, 3])) == 2
+        pipe.flush()
+
+
 def test_the_life_of_a_stage(executor, tmp_path):
     path = tmp_path / "life"
     with executor.pipeline((stages.Life, str(path))) as pipe:
