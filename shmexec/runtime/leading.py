@@ -199,11 +199,13 @@ class Leading:
         self._followers.append(future)
         try:
             self._bell.ring()
-            with future._condition:  # noqa: SLF001  (as Future.result does)
+            condition = future._condition  # noqa: SLF001  (as Future.result does)
+            # Not `with condition`: an interrupt in its `__enter__` would leave it held.
+            with future._lock:  # noqa: SLF001
                 # Whoever leaves releases the lock, then looks for followers; this one
                 # is among them, then looks at the lock.
                 if not future.settled and not self._leaderless():
-                    future._condition.wait(deadline.remaining())  # noqa: SLF001
+                    condition.wait(deadline.remaining())
         finally:
             self._followers.remove(future)
             self._nudge()  # this one was perhaps, and does not lead
@@ -216,8 +218,9 @@ class Leading:
         """Have a thread that follows try to lead, if nobody else does."""
         if self._followers and self._leaderless():
             for future in self._followers[:1]:
-                with future._condition:  # noqa: SLF001
-                    future._condition.notify_all()  # noqa: SLF001
+                condition = future._condition  # noqa: SLF001
+                with future._lock:  # noqa: SLF001
+                    condition.notify_all()
 
     def expect_callback(self) -> None:
         """A future that may have no waiter needs its callback called."""

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import shmexec
+from shmexec.deadline import Deadline
 from tests.contract import calls
 from tests.contract.calls import Awkward
 from tests.waiting import wait_until
@@ -297,3 +298,21 @@ def test_an_interrupt_while_state_changes_fails_all_calls(make_executor):
     with pytest.raises(shmexec.PoolBroken, match="was interrupted inside: Keyb"):
         executor.submit(calls.same, 1)
     executor.shutdown()  # its last thread ends in good order
+
+
+def test_no_interrupt_leaves_a_future_locked(make_executor, gate):
+    class Interrupted(threading.Condition):
+        def __enter__(self):
+            super().__enter__()
+            raise KeyboardInterrupt  # what Ctrl-C may do, as it is no C code
+
+    executor = make_executor(1)
+    future = executor.submit(calls.through, gate, "right")
+    future._made = Interrupted(future._lock)
+    leading = executor._pool.leading
+    waits = threading.Thread(target=leading._follow, args=(future, Deadline(20)))
+    waits.start()
+    gate.open()
+    waits.join(20)
+    assert future.done()
+    assert future.result(20) == "right"
