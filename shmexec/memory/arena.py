@@ -6,8 +6,7 @@ Not thread-safe: who shares an arena between threads holds a lock around everyth
 
 from __future__ import annotations
 
-import select
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -156,18 +155,6 @@ class Arena:
     def missed(self) -> int:
         """Most bytes at once that had no room here since last asked."""
         return 0
-
-
-def closed_pipes(pipes: Iterable[int]) -> set[int]:
-    """Reading ends whose writing end no process has any more.
-
-    Forked children hold those: one reads as ended when the last child is gone, or has
-    called exec. Not by ``select``, which takes no descriptors from 1024 on.
-    """
-    poll = select.poll()
-    for pipe in pipes:
-        poll.register(pipe, select.POLLIN)
-    return {pipe for pipe, _ in poll.poll(0)}
 
 
 def _inner(

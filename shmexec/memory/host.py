@@ -12,23 +12,22 @@ end through :attr:`Host.returns`, which finalizers fill and :meth:`Host.settle` 
 from __future__ import annotations
 
 import itertools
-import os
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from shmexec.errors import SharedMemoryFull
-from shmexec.memory.allocator import ALIGNMENT, CHUNK
-from shmexec.memory.arena import RETAIN, Arena, Content, closed_pipes
+from shmexec.memory.allocator import ALIGNMENT
+from shmexec.memory.arena import RETAIN, Arena, Content
 from shmexec.memory.budget import Budget
+from shmexec.memory.forks import Forks
 from shmexec.memory.leases import BlockKey, Ledger
 from shmexec.memory.native import NativeArena
 from shmexec.memory.segment import Kind, Segment
 from shmexec.memory.views import Loan, Returns, lend
+from shmexec.memory.worker_arena import WorkerArena, punch_inner
 
 HOST = "host"
 """Holder of the leases of this program's own arrays."""
@@ -45,40 +44,6 @@ class Block(NamedTuple):
     nbytes: int
     faulted: bool = False
     """Whether it took memory that was not in use before."""
-
-
-@dataclass(slots=True)
-class WorkerArena:
-    """What the parent knows of one worker's arena."""
-
-    id: int
-    segment: Segment
-    account: Hashable
-    quota: int = 0
-    kept: int = 0
-    """Of the quota, what the worker could not give back when asked, since its last reply:
-    its program holds arrays there."""
-    live: dict[int, int] = field(default_factory=dict)
-    frees: deque[int] = field(default_factory=deque)
-    alive: bool = True
-    visited: set[int] = field(default_factory=set)
-    """Arenas of other workers that this one was given."""
-    gone: deque[int] = field(default_factory=deque)
-    """Those among them that are no more: it is to forget them."""
-
-    @property
-    def slack(self) -> int:
-        """Bytes of quota that hold no result, and might be had back."""
-        return self.quota - sum(self.live.values()) - self.kept
-
-
-@dataclass(slots=True)
-class _Pin:
-    """Leases kept for the children of one fork, until their pipe closes."""
-
-    holder: Hashable
-    pipe: int
-    note: int
 
 
 class Host:
@@ -102,8 +67,7 @@ class Host:
         self._births_open = 0
         self._account_of: dict[int, Hashable] = {}
         self._workers: dict[int, WorkerArena] = {}
-        self._pins: list[_Pin] = []
-        self._fork_pipe: tuple[int, int] | None = None
+        self._forks: Forks[Hashable] = Forks()
 
     # -- blocks of this process ------------------------------------------------------
 
@@ -254,7 +218,7 @@ class Host:
         ended = self.returns.ended
         while ended:
             self._release([ended.popleft()])
-        if self._pins:
+        if self._forks.pins:
             self._unpin()
 
     def _free(self, key: BlockKey) -> None:
@@ -270,7 +234,7 @@ class Host:
         if worker.alive:
             worker.frees.append(offset)
         else:
-            _punch_inner(worker.segment, offset, nbytes)
+            punch_inner(worker.segment, offset, nbytes)
             self.budget.discharge(worker.account, nbytes)
             self.room.notify_all()
             if not worker.live:
@@ -480,14 +444,11 @@ class Host:
                 self._free(key)
             if not worker.alive:
                 return
-            worker.alive = False
-            worker.frees.clear()
-            keep = sum(worker.live.values())
-            self.budget.discharge(worker.account, max(0, worker.quota - keep))
+            self.budget.discharge(worker.account, worker.bury())
             if not worker.live:
                 self._drop(worker)
             else:
-                _punch_between(worker)
+                worker.punch_between()
             self.room.notify_all()
 
     def _drop(self, worker: WorkerArena) -> None:
@@ -527,20 +488,17 @@ class Host:
         note = 0 if self._births is None else self._births.note_fork()
         if not note and not self.ledger.held_by(HOST):
             return
+        holder = "fork", next(self._ids)
         try:
-            self._fork_pipe = os.pipe()
+            self._forks.pin(holder, note)
         except OSError:
             self._keep_forks()
             return
-        pin = _Pin(("fork", self._fork_pipe[0]), self._fork_pipe[0], note)
-        self.ledger.pin(HOST, pin.holder)
-        self._pins.append(pin)
+        self.ledger.pin(HOST, holder)
 
     def after_fork_in_parent(self) -> None:
         """Let the children alone hold the pipe open."""
-        if self._fork_pipe is not None:
-            os.close(self._fork_pipe[1])
-            self._fork_pipe = None
+        self._forks.release()
         self.lock.release()
 
     def after_fork_in_child(self) -> None:
@@ -551,29 +509,11 @@ class Host:
         self.room = threading.Condition(self.lock)
 
     def _unpin(self) -> None:
-        closed = closed_pipes([pin.pipe for pin in self._pins])
-        for pin in [pin for pin in self._pins if pin.pipe in closed]:
-            self._pins.remove(pin)
-            os.close(pin.pipe)
-            for key in self.ledger.drop_holder(pin.holder):
+        for holder in self._forks.collect():
+            for key in self.ledger.drop_holder(holder):
                 self._free(key)
         self._keep_forks()
 
     def _keep_forks(self) -> None:
         if self._births is not None:
-            self._births.keep_forks(max((pin.note for pin in self._pins), default=0))
-
-
-def _punch_inner(segment: Segment, offset: int, nbytes: int) -> None:
-    """Punch the whole pages of a block; those it shares with neighbours stay."""
-    first, last = -(-offset // CHUNK) * CHUNK, (offset + nbytes) // CHUNK * CHUNK
-    if last > first:
-        segment.punch(first, last - first)
-
-
-def _punch_between(worker: WorkerArena) -> None:
-    """Punch out everything of a dead worker's arena that nobody leases."""
-    start = 0
-    for offset in [*sorted(worker.live), worker.segment.size]:
-        _punch_inner(worker.segment, start, offset - start)
-        start = offset + worker.live.get(offset, 0)
+            self._births.keep_forks(self._forks.last_note())

@@ -10,14 +10,14 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import numpy as np
 
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory import native
 from shmexec.memory.allocator import ALIGNMENT
-from shmexec.memory.arena import Arena, closed_pipes
+from shmexec.memory.arena import Arena
+from shmexec.memory.forks import Forks
 from shmexec.memory.segment import Borrowed, Segment
 from shmexec.memory.views import Returns, lend
 from shmexec.wire.messages import Mode, Ref, encode_counts
@@ -30,14 +30,6 @@ WantQuota = Callable[[int, int], tuple[int, int, int]]
 
 ASK_AGAIN_AFTER = 100
 """Calls with too little room that pass after spare quota was refused."""
-
-
-class _Pin(NamedTuple):
-    """What the children of one fork may look at, until they close their pipe."""
-
-    pipe: int
-    leases: frozenset[int]
-    note: int
 
 
 _own: Arena | None = None
@@ -77,11 +69,10 @@ class WorkerMemory:
         self._live: dict[int, Ref] = {}
         # Results that do not start where their block does.
         self._starts: dict[int, int] = {}
-        self._pins: list[_Pin] = []
-        self._fork_pipe: tuple[int, int] | None = None
+        self._forks: Forks[frozenset[int]] = Forks()
         os.register_at_fork(
             before=self._before_fork,
-            after_in_parent=self._after_fork_in_parent,
+            after_in_parent=self._forks.release,
             after_in_child=self._after_fork_in_child,
         )
 
@@ -132,10 +123,11 @@ class WorkerMemory:
 
     def ended(self) -> list[int]:
         """Leases whose views have died since last asked."""
-        if not (self.returns.ended or self._pins):
+        if not (self.returns.ended or self._forks.pins):
             return []
-        if self._pins:
-            self._unpin()
+        if self._forks.pins:
+            self._forks.collect()
+            self.arena.keep_forks(self._forks.last_note())
         pinned = self._pinned()
         ended: list[int] = []
         kept: list[int] = []
@@ -149,7 +141,7 @@ class WorkerMemory:
         return ended
 
     def _pinned(self) -> frozenset[int]:
-        return frozenset().union(*(pin.leases for pin in self._pins))
+        return frozenset().union(*(pin.kept for pin in self._forks.pins))
 
     def loan_around(self, address: int, nbytes: int) -> Ref | None:
         """The private argument that these bytes are most of, if they are of one."""
@@ -284,21 +276,8 @@ class WorkerMemory:
     def _before_fork(self) -> None:
         note = self.arena.note_fork()
         if self._live or note:
-            self._fork_pipe = os.pipe()
-            self._pins.append(_Pin(self._fork_pipe[0], frozenset(self._live), note))
-
-    def _after_fork_in_parent(self) -> None:
-        if self._fork_pipe is not None:
-            os.close(self._fork_pipe[1])
-            self._fork_pipe = None
+            self._forks.pin(frozenset(self._live), note)
 
     def _after_fork_in_child(self) -> None:
         # The child keeps the writing end: when it ends, the parent reads so.
         self.returns = Returns()
-
-    def _unpin(self) -> None:
-        closed = closed_pipes([pin.pipe for pin in self._pins])
-        for pin in [pin for pin in self._pins if pin.pipe in closed]:
-            self._pins.remove(pin)
-            os.close(pin.pipe)
-        self.arena.keep_forks(max((pin.note for pin in self._pins), default=0))

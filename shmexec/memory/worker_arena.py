@@ -1,0 +1,59 @@
+"""What the parent knows of the arenas of its workers, whose memory it inherits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from shmexec.memory.allocator import CHUNK
+from shmexec.memory.segment import Segment
+
+
+@dataclass(slots=True)
+class WorkerArena:
+    """One of them; the lock of the :class:`Host` guards it."""
+
+    id: int
+    segment: Segment
+    account: Hashable
+    quota: int = 0
+    kept: int = 0
+    """Of the quota, what the worker could not give back when asked, since its last reply:
+    its program holds arrays there."""
+    live: dict[int, int] = field(default_factory=dict)
+    frees: deque[int] = field(default_factory=deque)
+    alive: bool = True
+    visited: set[int] = field(default_factory=set)
+    """Arenas of other workers that this one was given."""
+    gone: deque[int] = field(default_factory=deque)
+    """Those among them that are no more: it is to forget them."""
+
+    @property
+    def slack(self) -> int:
+        """Bytes of quota that hold no result, and might be had back."""
+        return self.quota - sum(self.live.values()) - self.kept
+
+    def bury(self) -> int:
+        """Its worker is gone: what is not leased is of no use.
+
+        Returns:
+            Bytes of its quota that are free now.
+        """
+        self.alive = False
+        self.frees.clear()
+        return max(0, self.quota - sum(self.live.values()))
+
+    def punch_between(self) -> None:
+        """Punch out everything that nobody leases."""
+        start = 0
+        for offset in [*sorted(self.live), self.segment.size]:
+            punch_inner(self.segment, start, offset - start)
+            start = offset + self.live.get(offset, 0)
+
+
+def punch_inner(segment: Segment, offset: int, nbytes: int) -> None:
+    """Punch the whole pages of a block; those it shares with neighbours stay."""
+    first, last = -(-offset // CHUNK) * CHUNK, (offset + nbytes) // CHUNK * CHUNK
+    if last > first:
+        segment.punch(first, last - first)
