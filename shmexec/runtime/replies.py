@@ -21,10 +21,7 @@ from shmexec.runtime.quotas import Quotas
 from shmexec.runtime.tables import Tables
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
-from shmexec.scheduler.machine import (
-    Call as CallRecord,
-    Worker as WorkerRecord,
-)
+from shmexec.scheduler.entities import Call as CallRecord, Worker as WorkerRecord
 from shmexec.wire.messages import (
     LARGEST,
     Kind,

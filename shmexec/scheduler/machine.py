@@ -24,8 +24,6 @@ from shmexec.scheduler.records import CallState, Command, Event, WorkerState
 from shmexec.scheduler.slots import Slots
 from shmexec.scheduler.state import State
 
-__all__ = ["Call", "Machine", "Worker"]
-
 
 class Machine:
     """The state of a pool, and what follows from each event.
