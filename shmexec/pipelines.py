@@ -307,7 +307,9 @@ class Pipeline(AsyncClosing):
         """Send one item; a future of what the last stage makes of it.
 
         Arrays behave as if they were copied when this returns. Waits while there is no
-        room before the first stage. The future can be cancelled until that begins.
+        room before the first stage: items keep their order, so results of :meth:`map`
+        that nobody takes hold it up, too. (Take them in another thread, or first.) The
+        future can be cancelled until its item begins.
 
         Raises:
             QueueFull: If there is no room, in a callback or under an event loop.
