@@ -26,7 +26,7 @@ import shmexec
 from shmexec.memory.host import HOST, Host
 from shmexec.runtime import lifecycle, server as servers
 from shmexec.runtime.room import CALLS
-from tests.waiting import LONG, wait_until
+from tests.waiting import LONG, shm_names, wait_until
 
 KINDS = ("memfd", "posix")
 
@@ -84,14 +84,6 @@ def _descriptors() -> dict[int, str]:
     return found
 
 
-def _shm() -> set[str]:
-    # Semaphores are not ours: other programs on this machine make some, too.
-    try:
-        return {n for n in os.listdir("/dev/shm") if not n.startswith("sem.")}
-    except OSError:
-        return set()
-
-
 def _hosts() -> list[Host]:
     return [host for host in list(lifecycle._hosts.values()) if not host.forked]
 
@@ -122,7 +114,7 @@ class Belongings:
         default_factory=lambda: set(threading.enumerate())
     )
     descriptors: dict[int, str] = field(default_factory=_descriptors)
-    names: set[str] = field(default_factory=_shm)
+    names: set[str] = field(default_factory=shm_names)
     memory: dict[str, dict[str, int]] = field(
         default_factory=lambda: {host.kind: _held(host) for host in _hosts()}
     )
@@ -141,7 +133,7 @@ class Belongings:
             for number, target in _descriptors().items()
             if self.descriptors.get(number) != target and "/proc/" not in target
         ]
-        left += [f"/dev/shm/{name}" for name in _shm() - self.names]
+        left += [f"/dev/shm/{name}" for name in shm_names() - self.names]
         # While workers live they may have quota, and leases on what awaits their gc.
         keys = {"results alive", "leases of calls"} if self.pools_open else None
         for host in _hosts():

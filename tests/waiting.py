@@ -1,7 +1,8 @@
-"""Waiting for what should happen, for a bounded time and no longer than it takes."""
+"""Waiting for what should happen, for no longer than it takes; names left behind."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,3 +20,11 @@ def wait_until(condition: Callable[[], Any], seconds: float = LONG) -> Any:
             return value
         pause.wait(0.005)
     return condition()
+
+
+def shm_names() -> set[str]:
+    """What is in ``/dev/shm``, but for what others than these tests may put there."""
+    try:
+        return {n for n in os.listdir("/dev/shm") if not n.startswith("sem.")}
+    except OSError:
+        return set()

@@ -52,7 +52,9 @@ def test_captured_arrays(executor, array):
 
 
 @pytest.mark.parametrize(
-    "fn", [abs, len, operator.neg, np.sum, np.exp, np.linalg.norm, sorted], ids=str
+    "fn",
+    [abs, len, operator.neg, np.sum, np.exp, np.linalg.norm, sorted],
+    ids=lambda fn: fn.__name__,
 )
 def test_builtins_and_ufuncs(executor, fn):
     argument = -3.0 if fn in (abs, operator.neg, np.exp) else [4.0, 3.0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import shm_names, wait_until
 
 ROOT = Path(__file__).parents[2]
 METHODS = ["fork", "forkserver", "spawn"]
@@ -55,7 +55,7 @@ def session(pid):
 
 def run(tmp_path, source, *args, kind="memfd", code=0):
     """Run a script to its end; nothing of it may be left. Returns its output."""
-    names = set(os.listdir("/dev/shm"))
+    names = shm_names()
     process = start(tmp_path, source, *args, kind=kind)
     try:
         out, err = process.communicate(timeout=40)
@@ -70,7 +70,7 @@ def run(tmp_path, source, *args, kind="memfd", code=0):
     finally:
         for each in session(process.pid):
             each.kill()
-    assert set(os.listdir("/dev/shm")) <= names
+    assert wait_until(lambda: shm_names() <= names)
     assert "resource_tracker" not in err
     return out, err
 
@@ -111,7 +111,7 @@ signal.pause()
 
 
 def killed_in_mid_call(tmp_path, gate, method, kind, megabytes):
-    names = set(os.listdir("/dev/shm"))
+    names = shm_names()
     process = start(tmp_path, IN_FLIGHT, method, megabytes, gate.folder, kind=kind)
     try:
         workers = gate.arrived(4)
@@ -133,7 +133,7 @@ def killed_in_mid_call(tmp_path, gate, method, kind, megabytes):
         process.kill()
         _, err = process.communicate(timeout=10)
     if kind == "memfd":
-        assert set(os.listdir("/dev/shm")) == names, err
+        assert wait_until(lambda: shm_names() <= names), err
 
 
 @pytest.mark.parametrize(("method", "kind"), PAIRS)
