@@ -209,8 +209,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--one-kind",
-        action="store_true",
-        help="the default kind alone, but for tests of the start methods",
+        nargs="?",
+        const=MAIN[0].id,
+        metavar="ID",
+        help="this kind alone, but for tests of the start methods; the default's if none",
     )
 
 
@@ -219,7 +221,10 @@ def _kinds(config: pytest.Config) -> tuple[list[Any], list[Any]]:
     if config.getoption("every_kind"):
         every = MAIN + OTHER + SLOW + OTHER_SLOW
         return every, every
-    return MAIN[: 1 if config.getoption("one_kind") else None], MAIN + SLOW
+    chosen = config.getoption("one_kind")
+    if chosen is None:
+        return MAIN, MAIN + SLOW
+    return [kind for kind in MAIN + OTHER if kind.id == chosen], MAIN + SLOW
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -227,11 +232,19 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "every_start: executors also of the start methods that take long",
     )
+    config.addinivalue_line(
+        "markers",
+        "one_kind: stands on what other tests show for each kind of executor",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     most, starts = _kinds(metafunc.config)
-    params = starts if metafunc.definition.get_closest_marker("every_start") else most
+    params = most
+    if metafunc.definition.get_closest_marker("every_start"):
+        params = starts
+    elif metafunc.definition.get_closest_marker("one_kind"):
+        params = most if metafunc.config.getoption("every_kind") else most[:1]
     if "_shared_kind" in metafunc.fixturenames:
         metafunc.parametrize("_shared_kind", params, indirect=True, scope="module")
     if "_fresh_kind" in metafunc.fixturenames:

@@ -19,6 +19,8 @@ from tests.contract import calls
 from tests.contract.models import AsyncNoting, Counter, Noting, make_counter
 from tests.waiting import LONG, wait_until
 
+pytestmark = pytest.mark.one_kind
+
 
 @pytest.fixture
 def executor(make_executor):

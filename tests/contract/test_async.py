@@ -14,6 +14,8 @@ import shmexec
 from tests.contract import calls
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.one_kind
+
 _state: dict[str, object] = {}
 
 

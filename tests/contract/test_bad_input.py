@@ -15,6 +15,8 @@ import shmexec
 from shmexec.options import CallOptions
 from tests.contract import calls
 
+pytestmark = pytest.mark.one_kind
+
 # -- settings --------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ import shmexec
 from tests.contract import calls
 from tests.waiting import LONG, wait_until
 
+pytestmark = pytest.mark.one_kind
+
 LARGE = 50_000  # bytes and more: a row that is copied outside of the lock
 
 

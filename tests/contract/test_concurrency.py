@@ -14,6 +14,8 @@ from shmexec.scheduler import slots
 from tests.contract.models import AsyncNoting, Counter, Service
 from tests.waiting import LONG, wait_until
 
+pytestmark = pytest.mark.one_kind
+
 
 @pytest.fixture
 def executor(make_executor):

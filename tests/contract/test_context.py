@@ -14,6 +14,8 @@ from tests.contract import calls
 from tests.contract.calls import REQUEST, USER
 from tests.waiting import LONG
 
+pytestmark = pytest.mark.one_kind
+
 
 @pytest.fixture(autouse=True)
 def _variables_stay_as_they_were(request):

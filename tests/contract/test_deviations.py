@@ -29,6 +29,8 @@ import shmexec
 from tests.contract import calls
 from tests.contract.calls import Awkward
 
+pytestmark = pytest.mark.one_kind
+
 
 @pytest.mark.every_start
 def test_one_death_does_not_break_the_pool(fresh_executor, gate):

@@ -16,6 +16,8 @@ from shmexec import fallback
 from tests.contract import calls
 from tests.waiting import LONG, wait_until
 
+pytestmark = pytest.mark.one_kind
+
 
 @pytest.fixture
 def break_on_start(make_executor):

@@ -12,6 +12,8 @@ import shmexec
 from tests.contract import calls
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.one_kind
+
 
 def _calls_back(future):
     seen: list[Future] = []

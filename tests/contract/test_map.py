@@ -11,6 +11,8 @@ import pytest
 from tests.contract import calls
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.one_kind
+
 
 def test_gives_results_in_order(executor):
     assert list(executor.map(pow, range(10), range(10))) == [i**i for i in range(10)]

@@ -11,6 +11,8 @@ import shmexec
 from shmexec.worker.notes import note_read_only
 from tests.contract import calls
 
+pytestmark = pytest.mark.one_kind
+
 ROWS = np.arange(30_000.0).reshape(-1, 3)
 
 

@@ -18,6 +18,8 @@ import pytest
 import shmexec
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.one_kind
+
 
 @pytest.fixture
 def write(tmp_path):

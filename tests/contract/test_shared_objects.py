@@ -15,6 +15,8 @@ from shmexec.wire import objects
 from tests.contract import calls
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.one_kind
+
 N = 50_000
 
 

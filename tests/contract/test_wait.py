@@ -13,6 +13,8 @@ import pytest
 from tests.contract import calls
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.one_kind
+
 
 def _future(state: str) -> Future:
     future: Future = Future()
