@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -228,6 +229,11 @@ def _kinds(config: pytest.Config) -> tuple[list[Any], list[Any]]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Started in the background or by nohup, this process ignores them, and so would all
+    # programs that it starts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.addinivalue_line(
         "markers",
         "every_start: executors also of the start methods that take long",
