@@ -63,6 +63,9 @@ class Backend(Protocol):
     feeders: weakref.WeakSet[Feeder]
     """Who is told before it takes no more calls."""
 
+    def add_feeder(self, feeder: Feeder) -> None:
+        """Note who is to be told, and be ready for what comes of it at the very end."""
+
     @property
     def blocks(self) -> Blocks:
         """Memory for the arrays of its calls."""

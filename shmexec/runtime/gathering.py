@@ -84,7 +84,7 @@ class Gatherer:
         self._histogram: Counter[int] = Counter()
         self._wait_seconds: deque[float] = deque(maxlen=4096)
         self._run_seconds: deque[float] = deque(maxlen=1024)
-        backend.feeders.add(self)
+        backend.add_feeder(self)
 
     # -- items in ------------------------------------------------------------------------
 

@@ -149,6 +149,10 @@ class InlinePool:
         """Run it once."""
         return [self.submit(fn, args, kwargs, self.options.call)]
 
+    def add_feeder(self, feeder: Feeder) -> None:
+        """Tell it before the pool's end."""
+        self.feeders.add(feeder)
+
     def resize(self, max_workers: int) -> None:
         """Nothing to do: there is one process."""
 

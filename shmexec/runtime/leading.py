@@ -253,12 +253,17 @@ class Leading:
     def start(self) -> None:
         """Start the dispatcher, once."""
         if self._thread is None:
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run,
                 name=f"{self._pool.options.name}-dispatcher",
                 daemon=True,
             )
-            self._thread.start()
+            self._thread = thread
+            try:
+                thread.start()
+            except RuntimeError:  # the system's limit, or the interpreter is ending
+                self._thread = None
+                raise
 
     @property
     def started(self) -> bool:

@@ -334,6 +334,17 @@ class Pool:
         """How many calls pend or run."""
         return len(self._calls)
 
+    def add_feeder(self, feeder: Feeder) -> None:
+        """Tell it before the pool's end.
+
+        It may submit the pool's first call then, when the program ends and no thread can
+        be started any more (Python 3.12).
+        """
+        self.feeders.add(feeder)
+        with self._lock:
+            if not self._closed:
+                self.leading.start()
+
     def resize(self, max_workers: int) -> None:
         """Change the number of workers; surplus ones end when idle."""
         with self._lock:
