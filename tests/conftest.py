@@ -42,16 +42,29 @@ hypothesis.settings.load_profile("quick")
 
 def _below(pid: int) -> Iterator[psutil.Process]:
     """Processes below one. psutil would read the records of all there are."""
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                children = file.read().split()
-            for child in map(int, children):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    yield psutil.Process(child)
-                yield from _below(child)
-    except (FileNotFoundError, ProcessLookupError):
-        return
+    for child in _children_of(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield psutil.Process(child)
+        yield from _below(child)
+
+
+def _children_of(pid: int) -> set[int]:
+    # Children are listed by the thread that forked them, and go to another one when it
+    # ends: a list that was read while a thread ended may lack them.
+    found: set[int] = set()
+    while True:
+        try:
+            tasks = os.listdir(f"/proc/{pid}/task")
+        except (FileNotFoundError, ProcessLookupError):
+            return found
+        try:
+            for task in tasks:
+                with open(f"/proc/{pid}/task/{task}/children") as file:
+                    found.update(map(int, file.read().split()))
+            if os.listdir(f"/proc/{pid}/task") == tasks:
+                return found
+        except (FileNotFoundError, ProcessLookupError):
+            pass
 
 
 def _children() -> dict[int, str]:
