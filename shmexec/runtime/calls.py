@@ -71,6 +71,8 @@ class PackedCall:
     """Items it may yield at first; 0 if it is no stream."""
     items: deque[Future[Any]] | None = None
     """A stream's futures, as long as somebody wants them; the last is :attr:`future`."""
+    closed = False
+    """Whether a stream shall end: nobody wants more of it, or the pool ends."""
     only_here = False
     """Whether it makes no sense in any other process than a worker of this pool."""
 

@@ -240,11 +240,15 @@ class Pool:
 
     def give_credit(self, number: int, credit: int) -> None:
         """A stream's call may yield so many items more."""
+        if self._forked:
+            return
         with self._lock, self._whole:
             self._sending.give_credit(number, credit)
 
     def close_stream(self, number: int) -> None:
         """Nobody wants more of a stream."""
+        if self._forked:
+            return
         with self._lock, self._whole:
             self._close_stream(number)
         self.resolve()
@@ -254,8 +258,12 @@ class Pool:
         call = self._calls.get(number)
         if call is not None:
             call.items = None
-            self._handle(r.Cancelled(number))  # if it has not begun
-            self._sending.give_credit(number, 0)
+            self._end_stream(call)
+
+    def _end_stream(self, call: PackedCall) -> None:
+        call.closed = True
+        self._handle(r.Cancelled(call.number))  # if it has not begun
+        self._sending.give_credit(call.number, 0)
 
     def drop_stream(self, number: int) -> None:
         """As :meth:`close_stream`, in a finalizer."""
@@ -659,10 +667,9 @@ class Pool:
         self.take_in(cancel=cancel_futures)
         with self._lock:
             first, self._closed = not self._closed, True
-            for number in [n for n, call in self._calls.items() if call.credit]:
+            for call in [call for call in self._calls.values() if call.credit]:
                 # One that is not read to its end would keep the pool alive.
-                self._handle(r.Cancelled(number))
-                self._sending.give_credit(number, 0)
+                self._end_stream(call)
             if first or cancel_futures:
                 self._handle(r.Closed(cancel_futures))
             started = self.leading.started

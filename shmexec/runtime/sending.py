@@ -54,8 +54,8 @@ class Sending:
             # The worker goes on to the next call.
             self._never_begins(call, handle)
             return
-        if call.credit and call.items is None:
-            # A stream that was closed, and came back from a worker that died since.
+        if call.closed:
+            # A stream that came back from a worker which died before it began.
             self._never_begins(call, handle)
             self._tables.outcomes[call.number] = Outcome(call, None, cancelled=True)
             return

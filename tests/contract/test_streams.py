@@ -334,6 +334,38 @@ def test_one_that_waits_for_a_worker_is_cancelled_by_shutdown(make_executor, gat
         next(stream)
 
 
+def test_one_that_was_sent_does_not_begin_after_shutdown(make_executor, tmp_path):
+    executor = make_executor(1)
+    pid = executor.submit(calls.pid).result()
+    os.kill(pid, signal.SIGSTOP)
+    stream = executor.stream(noted, tmp_path, 1000, buffersize=2)
+    executor.shutdown(wait=False)
+    os.kill(pid, signal.SIGKILL)  # it had not begun, and would go to another worker
+    executor.shutdown()
+    with pytest.raises(CancelledError):
+        next(stream)
+    assert not (tmp_path / "item-0").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_child_has_no_part_in_it(make_executor):
+    stream = make_executor(1).stream(count, 50, buffersize=2)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with stream, pytest.raises(shmexec.PoolClosed, match="parent of this"):
+                list(stream)
+            stream._ended = False
+            stream.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert list(stream) == [*range(3, 50)]
+
+
 def test_it_keeps_its_executor(make_executor):
     def stream():
         with_no_other_reference = shmexec.Executor(1)
