@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from concurrent.futures import Future as BaseFuture
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shmexec.errors import SharedMemoryFull
@@ -56,6 +57,8 @@ async def map_calls(
     ahead = 2 * width if buffersize is None else positive_int("buffersize", buffersize)
     items = _zipped(iterables)
     pending: deque[Future[Any]] = deque()
+    one_is_done = asyncio.Event()
+    tell = partial(_tell, asyncio.get_running_loop(), one_is_done)
     try:
         more = True
         while more or pending:
@@ -66,10 +69,12 @@ async def map_calls(
                     more = False
                     break
                 pending.append(await submit(submit_call, fn, *args))
+                if not ordered:
+                    pending[-1].add_done_callback(tell)
             if not pending:
                 break
             if not ordered:
-                await _bring_done_to_front(pending)
+                await _bring_done_to_front(pending, one_is_done)
             result = await asyncio.wrap_future(pending[0])
             pending.popleft()
             yield result
@@ -80,29 +85,23 @@ async def map_calls(
         await items.aclose()  # type: ignore[attr-defined]
 
 
-async def _bring_done_to_front(pending: deque[Future[Any]]) -> None:
-    if not any(future.done() for future in pending):
-        waits: list[asyncio.Future[Any]] = [_done(future) for future in pending]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    first = next(i for i, future in enumerate(pending) if future.done())
-    pending.rotate(-first)
+async def _bring_done_to_front(
+    pending: deque[Future[Any]], one_is_done: asyncio.Event
+) -> None:
+    while True:
+        one_is_done.clear()  # before the look: what is done since sets it again
+        for i, future in enumerate(pending):
+            if future.done():
+                pending.rotate(-i)
+                return
+        await one_is_done.wait()
 
 
-def _done(future: BaseFuture[Any]) -> asyncio.Future[Any]:
-    """Done when the call is; unlike ``wrap_future``'s it may be dropped."""
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-
-    def set_done() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    def tell(_: BaseFuture[Any]) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(set_done)
-
-    future.add_done_callback(tell)
-    return done
+def _tell(
+    loop: asyncio.AbstractEventLoop, event: asyncio.Event, _: BaseFuture[Any]
+) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(event.set)
 
 
 async def _zipped(

@@ -6,6 +6,7 @@ Each is thin; the module that does it is imported when it is first called.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -34,7 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Calling:
+class Calling(ABC):
     """See the module; for those who derive from it.
 
     Attributes:
@@ -48,13 +49,13 @@ class Calling:
     _call_options: CallOptions
 
     @property
+    @abstractmethod
     def _owner(self) -> object:
         """The executor: what is made here and needs its pool keeps it alive."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _adopt(self, made: Actor | Pipeline) -> None:
         """What has workers of its own was made: it ends with the executor."""
-        raise NotImplementedError
 
     # -- single calls ------------------------------------------------------------------
 
@@ -237,8 +238,9 @@ class Calling:
             ordered: Whether results come in the order of the items, or as they are done.
 
         Returns:
-            An asynchronous iterator over the results. When it is closed, or the task
-            that reads it is cancelled, its calls are, also those that run.
+            An asynchronous iterator over the results. When it is closed, one of the
+            calls raises, or the task that reads it is cancelled, so are its other calls,
+            also those that run.
         """
         from shmexec import aio
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Closing:
+class Closing(ABC):
     """Closed at the end of a ``with`` block."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of whatever it holds."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

@@ -78,14 +78,18 @@ class Future(BaseFuture[T]):
                 # Here, since several threads may resolve a call: nobody has the result
                 # before it is kept, and who comes late has none.
                 self.keep(result)
-            self._result = result
-            self._state = FINISHED
-            for waiter in self._waiters:
-                waiter.add_result(self)
-            if self._made is not None:
-                self._made.notify_all()
+            self._finish(result)
         if self._done_callbacks:
             self._invoke_callbacks()
+
+    def _finish(self, result: T) -> None:
+        """Have the result; whoever calls it holds the lock, and sees to callbacks."""
+        self._result = result
+        self._state = FINISHED
+        for waiter in self._waiters:
+            waiter.add_result(self)
+        if self._made is not None:
+            self._made.notify_all()
 
     def _invoke_callbacks(self) -> None:
         # The base class lets SystemExit through; here it would end whichever thread

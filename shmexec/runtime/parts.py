@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future as BaseFuture, InvalidStateError
-from concurrent.futures._base import FINISHED, RUNNING
+from concurrent.futures._base import RUNNING
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
@@ -79,12 +79,7 @@ class Item(Future[Any]):
         with self._lock:
             if self._state != RUNNING:
                 return
-            self._result = value
-            self._state = FINISHED
-            for waiter in self._waiters:
-                waiter.add_result(self)
-            if self._made is not None:
-                self._made.notify_all()
+            self._finish(value)
         if self._done_callbacks:
             self._invoke_callbacks()
 

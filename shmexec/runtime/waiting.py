@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from shmexec.worker import loop
 
 
 class _Resolving(threading.local):
@@ -18,16 +19,7 @@ resolving = _Resolving()
 
 def may_block() -> bool:
     """Whether this thread may wait: not in a callback, nor under an event loop."""
-    if resolving.active:
-        return False
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None:
-        return True
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
+    return not (resolving.active or loop.is_running())
 
 
 def unblocking(fn: Callable[..., object], *args: Any) -> None:

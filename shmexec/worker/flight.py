@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar
 from time import perf_counter
 from types import CoroutineType, coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 from shmexec.wire.messages import Kind, Message
 from shmexec.wire.pickling import Pickled
 from shmexec.worker import loop as event_loop
+from shmexec.worker.calls import Called, Calls
+from shmexec.worker.failures import dump_as, dump_error
+from shmexec.worker.line import Line
+from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.notes import note_read_only
+from shmexec.worker.replies import Replies
 from shmexec.worker.setup import Interrupted
 from shmexec.worker.steps import END, Steps
 
@@ -38,30 +42,30 @@ def running_call() -> int | None:
     return _call.get() or None
 
 
-class Hands(NamedTuple):
-    """What the worker does for its calls, whether one at a time or several."""
-
-    descriptor: int
-    postponed: deque[Message]
-    receive_nowait: Callable[[], Message | None]
-    handle: Callable[[Message], None]
-    free: Callable[[tuple[int, ...]], None]
-    begin: Callable[[Message], float]
-    unpack: Callable[[Message], tuple[Callable[..., Any], Any, Any]]
-    run: Callable[..., Any]
-    note_running: Callable[[bool], None]
-    enter: Callable[[], object]
-    leave: Callable[[object], None]
-    dump: Callable[[Any, str], Outcome]
-    dump_error: Callable[[BaseException], Outcome]
-    reply: Callable[[Message, Kind, Pickled, float], Kind]
-
-
 class Flight:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, hands: Hands) -> None:
-        self._hands = hands
+    Args:
+        line: To the parent.
+        memory: The worker's.
+        calls: Runs user code.
+        replies: Sends what comes of it.
+        handle: Takes the messages that are about no call.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        memory: WorkerMemory,
+        calls: Calls,
+        replies: Replies,
+        handle: Callable[[Message], None],
+    ) -> None:
+        self._line = line
+        self._memory = memory
+        self._calls = calls
+        self._replies = replies
+        self._handle = handle
         self._loop = event_loop.own()
         self._pid = os.getpid()
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -71,18 +75,18 @@ class Flight:
 
     def serve(self) -> None:
         """Serve until told to end."""
-        self._loop.add_reader(self._hands.descriptor, self._look)
+        self._loop.add_reader(self._line.requests.fileno(), self._look)
         self._loop.call_soon(self._look)  # some may be there already
         try:
             self._loop.run_forever()
         finally:
-            self._loop.remove_reader(self._hands.descriptor)
+            self._loop.remove_reader(self._line.requests.fileno())
         if self._error is not None:
             raise self._error
 
     def _look(self) -> None:
         """Take in what has come; begin the calls among it."""
-        waiting = self._hands.postponed
+        waiting = self._line.postponed
         try:
             while True:
                 # Before each: it may tell that the next call is not wanted any more.
@@ -94,10 +98,10 @@ class Flight:
                     self._loop.stop()
                     return
                 if message.kind is Kind.CALL:
-                    self._hands.free(message.leases)
+                    self._memory.free(message.leases)
                     self._begin(message)
                 elif not self._is_about_call(message):
-                    self._hands.handle(message)
+                    self._handle(message)
         except BaseException as error:  # noqa: BLE001  (nobody above would see it)
             self._fail(error)
 
@@ -106,9 +110,9 @@ class Flight:
         self._loop.stop()
 
     def _take_in(self) -> None:
-        while (message := self._hands.receive_nowait()) is not None:
+        while (message := self._line.receive_nowait()) is not None:
             if not self._is_about_call(message):
-                self._hands.postponed.append(message)
+                self._line.postponed.append(message)
 
     def _is_about_call(self, message: Message) -> bool:
         """Whether it was about a call that has begun, or never shall; if so, it is done."""
@@ -118,7 +122,7 @@ class Flight:
         credit = self._credits.get(message.request)
         if message.kind is not Kind.CREDIT or credit is None:
             return False  # if the stream has not begun, its turn comes after that
-        self._hands.free(message.leases)
+        self._memory.free(message.leases)
         credit.give(message.number)
         return True
 
@@ -127,17 +131,17 @@ class Flight:
         if task is not None:
             # Not at once: it must have begun, to be able to reply.
             self._loop.call_soon(task.cancel)
-        elif any(each.request == request for each in self._hands.postponed):
+        elif any(each.request == request for each in self._line.postponed):
             self._unwanted.add(request)
 
     # -- calls -------------------------------------------------------------------------
 
     def _begin(self, message: Message) -> None:
-        hands, request = self._hands, message.request
-        started = hands.begin(message)
+        request = message.request
+        started = self._calls.begin(message)
         if request in self._unwanted:
             self._unwanted.remove(request)
-            self._reply(message, hands.dump_error(asyncio.CancelledError()), started)
+            self._reply(message, dump_error(asyncio.CancelledError()), started)
             return
         outcome = self._start(message, started)
         if outcome is not None:
@@ -145,12 +149,11 @@ class Flight:
 
     def _start(self, message: Message, started: float) -> Outcome | None:
         """Call the function; None if it goes on in a task."""
-        hands = self._hands
-        called: tuple[Callable[..., Any], Any, Any] | None = None
+        called: Called | None = None
         token = _call.set(message.request)  # tasks that begin here have it, too
         try:
-            fn, args, kwargs = called = hands.unpack(message)
-            made = hands.run(fn, args, kwargs, births=True, awaits=False)
+            fn, args, kwargs = called = self._calls.unpack(message)
+            made = self._calls.run(fn, args, kwargs, births=True, awaits=False)
         except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
             if called:
                 note_read_only(error, *called)
@@ -160,7 +163,7 @@ class Flight:
         if message.number:
             self._credits[message.request] = _Credit(message.number)
         elif type(made) is not CoroutineType:
-            return hands.dump(made, "result")
+            return dump_as(made, "result")
         going = self._go_on(message, made, called)
         task = self._loop.create_task(self._finish(message, going, started))
         self._tasks[message.request] = task
@@ -187,22 +190,21 @@ class Flight:
         self,
         message: Message,
         made: Any,
-        called: tuple[Callable[..., Any], Any, Any],
+        called: Called,
     ) -> Outcome | None:
-        hands = self._hands
         # In this task's own context: arrays of other tasks are none of this call's.
-        before = hands.enter()
+        before = self._memory.arena.enter()
         _call.set(message.request)
         try:
             if message.number:
                 return await self._stream(message, made)
-            result = await _guarded(made, hands.note_running)
+            result = await _guarded(made, self._calls.note_running)
         except BaseException as error:  # noqa: BLE001  (whatever it is, it is the reply)
             note_read_only(error, *called)
             return self._failed(error)
         finally:
-            hands.leave(before)
-        return hands.dump(result, "result")
+            self._memory.arena.leave(before)
+        return dump_as(result, "result")
 
     def _failed(self, error: BaseException) -> Outcome:
         """The reply to a call that raised."""
@@ -217,13 +219,13 @@ class Flight:
                 "actor is rebuilt from its arguments: its state starts afresh",
                 pid=self._pid,
             ).with_traceback(error.__traceback__)
-        return self._hands.dump_error(error)
+        return dump_error(error)
 
     def _reply(self, message: Message, outcome: Outcome, started: float) -> Kind:
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
-        kind = self._hands.reply(message, *outcome, perf_counter() - started)
-        if self._hands.postponed:
+        kind = self._replies.reply(message, *outcome, perf_counter() - started)
+        if self._line.postponed:
             # Replying may wait for room; what came meanwhile would not wake anybody.
             self._loop.call_soon(self._look)
         return kind
@@ -232,7 +234,7 @@ class Flight:
 
     async def _stream(self, message: Message, made: Any) -> Outcome | None:
         """Send what a call yields; how it ended, None if that has been said."""
-        note_running = self._hands.note_running
+        note_running = self._calls.note_running
         if type(made) is CoroutineType:
             made = await _guarded(made, note_running)
         steps = Steps(made)
@@ -245,23 +247,23 @@ class Flight:
             raise
 
     async def _send_items(self, message: Message, steps: Steps) -> Outcome | None:
-        hands, credit = self._hands, self._credits[message.request]
+        credit = self._credits[message.request]
         while await credit.take():
-            item = await _guarded(steps.astep(), hands.note_running)
+            item = await _guarded(steps.astep(), self._calls.note_running)
             if item is END:
-                return hands.dump(None, "result")
-            outcome = hands.dump(item, "item")
+                return dump_as(None, "result")
+            outcome = dump_as(item, "item")
             del item
             if outcome[0] is Kind.ERROR:
-                await _guarded(steps.aclose(), hands.note_running)
+                await _guarded(steps.aclose(), self._calls.note_running)
                 return outcome
             sent = self._reply(message, (Kind.ITEM, outcome[1]), perf_counter())
             if sent is Kind.ERROR:  # there was no room for it: that was the reply
-                await _guarded(steps.aclose(), hands.note_running)
+                await _guarded(steps.aclose(), self._calls.note_running)
                 return None
             await asyncio.sleep(0)  # a plain generator lets others have their turn
-        await _guarded(steps.aclose(), hands.note_running)
-        return hands.dump(False, "result")  # not to its end
+        await _guarded(steps.aclose(), self._calls.note_running)
+        return dump_as(False, "result")  # not to its end
 
 
 class _Credit:

@@ -46,7 +46,7 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine to its end."""
     import asyncio
 
-    if _running():
+    if is_running():
         # In the program's own process, called from a coroutine: another thread's turn.
         return _elsewhere(coroutine)
     if _own.loop is None or _own.loop.is_closed():
@@ -92,7 +92,8 @@ def close() -> None:
         loop.close()
 
 
-def _running() -> bool:
+def is_running() -> bool:
+    """Whether this thread runs an event loop, any one, just now."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
         return False

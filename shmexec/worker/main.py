@@ -22,7 +22,7 @@ from shmexec.wire.messages import Kind, Message, in_batches
 from shmexec.wire.pickling import Pickled, load
 from shmexec.worker import loop as event_loop, output
 from shmexec.worker.calls import Calls
-from shmexec.worker.failures import dump_as, dump_error, pickle_error
+from shmexec.worker.failures import pickle_error
 from shmexec.worker.line import Line, ParentGone
 from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.packing import run_pack
@@ -111,28 +111,10 @@ class _Worker:
 
     def _serve_several(self) -> None:
         """Serve calls several at a time, until told to end."""
-        from shmexec.worker.flight import Flight, Hands
+        from shmexec.worker.flight import Flight
 
-        arena = self._memory.arena
         self.line.several = True
-        Flight(
-            Hands(
-                descriptor=self.line.requests.fileno(),
-                postponed=self.line.postponed,
-                receive_nowait=self.line.receive_nowait,
-                handle=self._handle,
-                free=self._memory.free,
-                begin=self.calls.begin,
-                unpack=self.calls.unpack,
-                run=self.calls.run,
-                note_running=self.calls.note_running,
-                enter=arena.enter,
-                leave=arena.leave,
-                dump=dump_as,
-                dump_error=dump_error,
-                reply=self._replies.reply,
-            )
-        ).serve()
+        Flight(self.line, self._memory, self.calls, self._replies, self._handle).serve()
 
     def _next(self) -> Message:
         if self.line.postponed:
