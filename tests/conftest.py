@@ -416,6 +416,9 @@ def gate(make_gate: Callable[[], Gate]) -> Gate:
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a program in a file of its own; fails if it hangs."""
+    # Python 3.12 and later warn of threads when a program forks, also of one that was
+    # joined and is just about to be gone.
+    forks = "ignore:This process (pid=:DeprecationWarning"
 
     def run(text: str, *args: str) -> subprocess.CompletedProcess[str]:
         path = tmp_path / "script.py"
@@ -426,7 +429,7 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             text=True,
             timeout=LONG * 2,
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            env={**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": forks},
         )
 
     return run
