@@ -577,6 +577,7 @@ class Pool:
                 reason = f"it could not be started: {error!r}"
                 with self._lock:
                     self._handle(r.WorkerDead(number, reason))
+                self.leading.waker.wake()  # whoever leads: the next try has its time
                 if isinstance(error, Exception):
                     continue  # the machine decides
                 raise

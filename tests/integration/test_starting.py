@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import shmexec
-from shmexec.runtime import monitor
+from shmexec.runtime import monitor, workers
+from tests.waiting import LONG
 
 HEAVY = [
     "psutil",  # the parent's
@@ -116,3 +117,20 @@ def test_what_lies_in_the_current_directory_is_not_taken(tmp_path, method):
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
     assert (done.stdout, done.stderr) == ("True 0\n", "")
+
+
+def test_starting_is_tried_again_while_a_thread_waits_for_a_result(monkeypatch):
+    """The dispatcher fails to start workers; the thread that leads must know when next."""
+    tries = []
+
+    def refuse(*_args):
+        tries.append(1)
+        raise OSError("not now")
+
+    monkeypatch.setattr(workers, "WorkerProcess", refuse)
+    with (
+        shmexec.Executor(2) as executor,
+        pytest.raises(shmexec.PoolBroken, match="not now"),
+    ):
+        executor.submit(abs, -1).result(LONG)
+    assert len(tries) == 4
