@@ -84,6 +84,22 @@ def native_wanted() -> bool:
     return chosen != "0"
 
 
+def fault_hook(worker_env: Mapping[str, str]) -> tuple[str, str] | None:
+    """Module and function that make a hook of :mod:`shmexec.faultpoints`, if any.
+
+    Looked for in the ``worker_env`` of a pool, which its program gives, and never in the
+    environment, which others may: what is named is imported and run in each worker.
+    """
+    chosen = worker_env.get("SHMEXEC_FAULT_HOOK")
+    if chosen is None:
+        return None
+    module, _, function = chosen.partition(":")
+    if not (module and function):
+        msg = f"SHMEXEC_FAULT_HOOK must be 'module:function', not {chosen!r}"
+        raise ValueError(msg)
+    return module, function
+
+
 def positive_int(name: str, value: object, at_most: int | None = None) -> int:
     """Check a count: ``TypeError`` if it is no integer, ``ValueError`` by its size."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 
+from shmexec import faultpoints
 from shmexec.runtime.calls import Outcome, PackedCall
 from shmexec.runtime.leading import WRITE, Poller
 from shmexec.runtime.tables import Tables
@@ -110,6 +111,8 @@ class Sending:
                     Ref(host.lease(key, handle.holder), key[0], offset, nbytes, mode)
                     for key, offset, nbytes, mode in call.arguments
                 )
+            if faultpoints.hook is not None:
+                faultpoints.hook("parent.leased", handle)
         handle.request = request
         number = handle.number
         key, payload = function.key, call.payload

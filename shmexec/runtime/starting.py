@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable
 
+from shmexec import faultpoints
 from shmexec.errors import SerializationError
 from shmexec.runtime.calls import PackedCall, pack
 from shmexec.runtime.processes import can_be_inherited
@@ -74,6 +75,7 @@ class Starting:
 
     def start(self, number: int) -> WorkerHandle:
         """Start its process; without the lock, since that takes time."""
+        faultpoints.reach("parent.starting")
         return WorkerHandle(
             number, self._options, self._tables.host, self._account, self._inherited
         )

@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from time import perf_counter
 from typing import Any
 
+from shmexec import faultpoints
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import objects
 from shmexec.wire.messages import Kind, Message, in_batches
@@ -62,6 +63,8 @@ class WorkerMain(BaseProcess):
     def run(self) -> None:
         """Serve calls until told to end."""
         config = self._worker_config
+        faultpoints.install(config.extra_env)
+        faultpoints.reach("worker.starting", config)
         output.redirect(config)
         worker = _Worker(config)
         prepare(config, worker.calls.is_running)
@@ -99,6 +102,7 @@ class _Worker:
             try:
                 message = self._next()
                 if message.kind is Kind.EXIT:
+                    faultpoints.reach("worker.ending", self.line)
                     self._end()
                     return
                 self._handle(message)
@@ -124,6 +128,8 @@ class _Worker:
             self._forgot = False
             gc.collect()  # an object may be part of a circle, and large
             self._replies.send_ended()
+        if faultpoints.hook is not None:
+            faultpoints.hook("worker.idle", self.line)
         return self.line.receive()
 
     def _handle(self, message: Message) -> None:
@@ -152,6 +158,8 @@ class _Worker:
             self._memory.forget(message.leases)
 
     def _call(self, message: Message) -> None:
+        if faultpoints.hook is not None:
+            faultpoints.hook("worker.read", self.line)
         if message.number:
             self._streams.run(message)
             return
@@ -161,6 +169,8 @@ class _Worker:
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
         self._replies.reply(message, kind, pickled, seconds)
+        if faultpoints.hook is not None:
+            faultpoints.hook("worker.replied", self.line)
 
     def _meet(self, message: Message) -> None:
         """Learn of an arena that calls to come will refer to."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shmexec import faultpoints
 from shmexec.errors import SerializationError
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire.messages import Kind, Message, encode_plain, in_batches
@@ -41,6 +42,8 @@ class Replies:
         reply = None
         if pickled.sources or len(pickled.payload) >= INLINE_LIMIT:
             reply = self._place(message, kind, pickled, seconds)
+        if faultpoints.hook is not None:
+            faultpoints.hook("worker.writing", self._line)
         payload = bytes(pickled.payload) if reply is None else b""
         # The sources hold the result; with it may go the last views of arguments.
         del pickled
