@@ -106,13 +106,19 @@ class Replies:
         while inbox:
             handle, data = inbox[0]
             try:
-                if handle.framer is None:
+                if handle.distrusted:
+                    pass  # what it says after that is not listened to
+                elif handle.framer is None:
                     self._on_message(handle, decode(data))
                 else:
                     for each in handle.framer.feed(data):
                         self._on_message(handle, decode(each))
-            except (MalformedMessage, r.IllegalEvent, ValueError):
+            except (MalformedMessage, r.IllegalEvent, ValueError) as error:
                 # Its memory is not to be trusted any more; its call fails with it.
+                strange = isinstance(error, MalformedMessage)
+                handle.distrusted = (
+                    str(error) if strange else f"what it may not: {error}"
+                )
                 handle.kill()
             inbox.popleft()
 

@@ -25,6 +25,8 @@ def death(handle: WorkerHandle, code: int | None) -> str:
     """How a worker ended, in words; notes the exit code in the handle."""
     handle.exitcode = code
     who = f"worker {handle.number} (pid {handle.process.pid})"
+    if handle.distrusted:
+        return f"{who} was killed, since it sent {handle.distrusted}"
     if code is None:
         return f"{who} ended, how is not known"
     if code >= 0:

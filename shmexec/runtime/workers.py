@@ -56,6 +56,7 @@ class WorkerHandle:
         warning: To be given with the result of that call.
         asked: Whether it was asked to end.
         killed: Whether it was killed by this program.
+        distrusted: What was wrong with what it sent, if it was killed for that.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class WorkerHandle:
         self.blocks = (0, 0)
         self.warning = ""
         self.asked = self.killed = False
+        self.distrusted = ""
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._objects: dict[bytes, weakref.ref[SharedObject]] = {}
         self._objects_gone: deque[bytes] = deque()

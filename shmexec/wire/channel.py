@@ -1,8 +1,9 @@
 """Message boundaries on socket pairs.
 
 On Linux the sockets are ``SOCK_SEQPACKET`` and keep boundaries themselves: one read is
-one message. The portable path has streams, where each message follows its length; then
-a reader keeps what it has of an unfinished one.
+one message. The portable path has streams, where each message follows a mark and its
+length; then a reader keeps what it has of an unfinished one. By the mark it knows at once
+when something else was written there, and does not wait for the rest of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections import deque
 
 from shmexec.wire.messages import LARGEST, MalformedMessage
 
-_LENGTH = struct.Struct("<I")
+_START = b"\xa5shm"
+_HEAD = struct.Struct("<4sI")
 
 
 def pair(*, packets: bool) -> tuple[socket.socket, socket.socket]:
@@ -24,6 +26,11 @@ def pair(*, packets: bool) -> tuple[socket.socket, socket.socket]:
     if packets:
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return socket.socketpair()
+
+
+def framed(data: bytes) -> bytes:
+    """A message as it goes through a stream."""
+    return _HEAD.pack(_START, len(data)) + data
 
 
 class Framer:
@@ -38,20 +45,26 @@ class Framer:
         """The messages that are complete with these bytes.
 
         Raises:
-            MalformedMessage: If a length is larger than any message can be.
+            MalformedMessage: If something is no message, or larger than any can be.
         """
         buffer = self._buffer
         buffer += data
         messages = []
-        while len(buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(buffer)
-            if length > LARGEST:
-                msg = f"a message of {length} bytes is announced"
+        while buffer:
+            start = bytes(buffer[: len(_START)])
+            if not _START.startswith(start):
+                msg = f"{start!r} where a message is to start"
                 raise MalformedMessage(msg)
-            end = _LENGTH.size + length
+            if len(buffer) < _HEAD.size:
+                break
+            _, length = _HEAD.unpack_from(buffer)
+            if length > LARGEST:
+                msg = f"the head of a message of {length} bytes, larger than any can be"
+                raise MalformedMessage(msg)
+            end = _HEAD.size + length
             if len(buffer) < end:
                 break
-            messages.append(bytes(buffer[_LENGTH.size : end]))
+            messages.append(bytes(buffer[_HEAD.size : end]))
             del buffer[:end]
         return messages
 
@@ -78,7 +91,7 @@ class Sender:
         what it did not take is recovered then.
         """
         if not self._packets:
-            data = _LENGTH.pack(len(data)) + data
+            data = framed(data)
         if self.backlog:
             self.backlog.append(data)
             return self.flush()
@@ -178,7 +191,7 @@ def receive_descriptor(sock: socket.socket, tag: int) -> int | None:
 
 def send_blocking(sock: socket.socket, data: bytes, *, packets: bool) -> None:
     """The worker's way to write one message."""
-    sock.sendall(data if packets else _LENGTH.pack(len(data)) + data)
+    sock.sendall(data if packets else framed(data))
 
 
 class Waker:

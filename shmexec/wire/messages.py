@@ -216,8 +216,9 @@ def decode(data: bytes) -> Message:
             secs,
             size,
         ) = _HEADER.unpack_from(data)
-    except struct.error as error:
-        raise MalformedMessage(str(error)) from None
+    except struct.error:
+        msg = f"{len(data)} bytes that are no message, but less than its head"
+        raise MalformedMessage(msg) from None
     refs_at = _HEADER_SIZE
     leases_at = refs_at + n_refs * _REF_SIZE
     key_at = leases_at + n_leases * 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from shmexec.wire import channel
 from shmexec.wire.channel import Framer
 from shmexec.wire.messages import (
     LARGEST,
@@ -44,7 +45,7 @@ quick = settings(deadline=None, max_examples=examples(120))
 
 
 def framed(*messages):
-    return b"".join(len(data).to_bytes(4, "little") + data for data in messages)
+    return b"".join(map(channel.framed, messages))
 
 
 @quick
@@ -193,5 +194,20 @@ def test_a_framer_takes_anything(parts):
 
 
 def test_an_announcement_of_too_much_is_malformed():
-    with pytest.raises(MalformedMessage, match="announced"):
-        Framer().feed((LARGEST + 1).to_bytes(4, "little"))
+    with pytest.raises(MalformedMessage, match="larger than any"):
+        Framer().feed(channel.framed(bytes(LARGEST + 1))[:8])
+
+
+@pytest.mark.parametrize("before", [b"", channel.framed(b"one")])
+@pytest.mark.parametrize("data", [b"x", b"\xa5sh!", bytes(4), b"Traceback"])
+def test_what_is_no_message_is_known_by_its_first_bytes(before, data):
+    framer = Framer()
+    assert framer.feed(before) == [b"one"] * bool(before)
+    with pytest.raises(MalformedMessage, match="where a message is to start"):
+        framer.feed(data)
+
+
+def test_a_message_that_broke_off_is_known_when_the_next_one_comes():
+    framer, data = Framer(), channel.framed(b"x" * 60)
+    with pytest.raises(MalformedMessage):
+        framer.feed(data[:-20] + data)
