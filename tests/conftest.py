@@ -27,6 +27,7 @@ import shmexec
 from shmexec.memory.host import HOST, Host
 from shmexec.runtime import lifecycle, server as servers
 from shmexec.runtime.room import CALLS
+from tests.integration import matrix
 from tests.waiting import LONG, shm_names, wait_until
 
 KINDS = ("memfd", "posix")
@@ -259,6 +260,17 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "one_kind: stands on what other tests show for each kind of executor",
     )
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of the crash matrix, if it was run."""
+    reports = terminalreporter.getreports
+    passed = [each.nodeid for each in reports("passed") if each.when == "call"]
+    failed = [each.nodeid for each in (*reports("failed"), *reports("error"))]
+    if any("test_matrix.py" in each for each in passed + failed):
+        terminalreporter.section("crash matrix")
+        for line in matrix.result_lines(passed, failed):
+            terminalreporter.write_line(line)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
