@@ -14,6 +14,10 @@ load_numpy()
 
 import shmexec.worker.logs  # noqa: E402
 import shmexec.worker.main  # noqa: E402, F401  (after NumPy, which it imports too)
+from shmexec.memory import native  # noqa: E402
+
+# Loaded even where a pool does not use it: in each worker it would take a millisecond.
+native.is_built()
 
 # What is alive now never dies: a collection in a worker need not look at it, and so
 # leaves the pages as they are, shared by all workers. Not collected before: that takes
