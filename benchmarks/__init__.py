@@ -12,6 +12,10 @@ module:
 - :mod:`benchmarks.memory`: how much memory does it take?
 - :mod:`benchmarks.limits`: how fast could that be at best on this machine, now?
 
+``python -m benchmarks.ways`` measures the other ways of calling, and ``python -m
+benchmarks.reliability`` what becomes of pools when things go wrong (:mod:`.breaking` has
+the faults, :mod:`.storm` and :mod:`.recovery` the questions, :mod:`.breakable` the pools).
+
 Who is compared: :mod:`benchmarks.systems` and :mod:`benchmarks.peers`. What shmexec is
 meant to reach: :mod:`benchmarks.targets`. What becomes of the figures:
 :mod:`benchmarks.report` and :mod:`benchmarks.plot`.

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.sampling import Sample
@@ -51,6 +51,22 @@ def measure(
     command = [sys.executable, "-m", "benchmarks.child", system, case]
     command += ["--nbytes", str(nbytes), "--workers", str(workers)]
     command += ["--quick"] if quick else []
+    output, error = run(command, timeout, environment)
+    if error is not None:
+        raise Failed(error)
+    return _read(output)
+
+
+def run(
+    command: Sequence[str],
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[str, str | None]:
+    """Run a command in a new session, none of which is left afterwards.
+
+    Returns:
+        What it wrote, and what went wrong, if anything did.
+    """
     process = subprocess.Popen(
         command,
         cwd=_FOLDER,
@@ -65,20 +81,22 @@ def measure(
     try:
         # Returns when the last process that has the pipes ends: also a stray worker.
         output, errors = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as expired:
         over = _has_ended(process)
         _end(process)
         why = "left a process behind" if over else "was stopped"
-        msg = f"{why} after {timeout:g} s"
-        raise Failed(msg) from None
+        # What came by then is bytes, whatever was asked for.
+        came = expired.stdout or b""
+        text = came if isinstance(came, str) else came.decode(errors="replace")
+        return text, f"{why} after {timeout:g} s"
     except BaseException:
         _end(process)
         raise
     finally:
         _end_session(process.pid)
     if process.returncode != 0:
-        raise Failed(_last_words(errors) or f"exit status {process.returncode}")
-    return _read(output)
+        return output, _last_words(errors) or f"exit status {process.returncode}"
+    return output, None
 
 
 def _inherited() -> dict[str, str]:
