@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsIndex, cast, get_args
 
+from shmexec import limits
+
 DEFAULT_WORKERS_AT_MOST = 8
 WORKERS_AT_MOST = 4096
 CREDIT_AT_MOST = 2**31
@@ -67,12 +69,13 @@ def segment_kind() -> Literal["memfd", "posix"]:
     if chosen not in {"", "memfd", "posix"}:
         msg = f"SHMEXEC_SEGMENT must be 'memfd' or 'posix', not {chosen!r}"
         raise ValueError(msg)
-    if chosen == "memfd" and not hasattr(os, "memfd_create"):
-        msg = "SHMEXEC_SEGMENT=memfd, but this system has no memfd_create"
+    if chosen == "posix":
+        return "posix"
+    refusal = limits.memfd_refused()
+    if chosen == "memfd" and refusal:
+        msg = f"SHMEXEC_SEGMENT=memfd, but {refusal}; 'posix' needs none"
         raise ValueError(msg)
-    if chosen:
-        return cast("Literal['memfd', 'posix']", chosen)
-    return "memfd" if hasattr(os, "memfd_create") else "posix"
+    return "posix" if refusal else "memfd"
 
 
 def native_wanted() -> bool:

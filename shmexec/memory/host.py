@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shmexec import limits
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory.allocator import ALIGNMENT
 from shmexec.memory.arena import RETAIN, Arena, Content
@@ -47,7 +48,11 @@ class Block(NamedTuple):
 
 
 class Host:
-    """All shared memory of this process."""
+    """All shared memory of this process.
+
+    Attributes:
+        capacity: Bytes that can be had at most, whatever the budget.
+    """
 
     def __init__(self, kind: Kind, arena_bytes: int, budget: int) -> None:
         self.kind = kind
@@ -56,13 +61,16 @@ class Host:
         self.room = threading.Condition(self.lock)
         self.returns = Returns()
         self.ledger = Ledger()
-        self.budget = Budget(budget)
+        self._ids = itertools.count(1)
+        self.arena = Arena(next(self._ids), Segment.create(kind, arena_bytes))
+        size = self.arena.segment.size
+        self.capacity, why = limits.capacity(kind, size)
+        self._limited = why if min(self.capacity, size) < budget else ""
+        self.budget = Budget(min(budget, self.capacity))
         self.budget.open(SHARED)
         self.forked = False
         self._pokes: tuple[Callable[[], object], ...] = ()
         self.returns.poke = self._poke
-        self._ids = itertools.count(1)
-        self.arena = Arena(next(self._ids), Segment.create(kind, arena_bytes))
         self._births: NativeArena | None = None
         self._births_open = 0
         self._account_of: dict[int, Hashable] = {}
@@ -100,6 +108,8 @@ class Host:
             reserved = self.arena.reserve(size)
             if reserved is None:
                 self.budget.discharge(account, size)
+                if size > self.arena.segment.size:
+                    raise self._full(account, nbytes, "the arena is smaller")
                 raise self._full(account, nbytes, "the arena is too fragmented")
             offset, fresh = reserved
             if fresh and self.arena.blocks.committed > self.budget.limit():
@@ -160,9 +170,12 @@ class Host:
         held = self.ledger.held_by(HOST)
         hint = f"; {len(held)} result arrays are still alive" if held else ""
         reason = f" ({why})" if why else ""
+        advice = "raise max_shared_memory="
+        if self._limited and total >= self.capacity:
+            advice = f"raise the limit: {self._limited}"
         msg = (
             f"no room for {needed} bytes of shared memory: {used} of {total} bytes are "
-            f"in use{hint}{reason}. Drop results, or raise max_shared_memory="
+            f"in use{hint}{reason}. Drop results, or {advice}"
         )
         return SharedMemoryFull(msg, needed=needed, used=used, budget=total)
 

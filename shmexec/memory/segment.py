@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
 from typing import Literal
 
 import numpy as np
 
+from shmexec import limits
 from shmexec.memory.allocator import CHUNK
 
 Kind = Literal["memfd", "posix"]
@@ -44,8 +46,11 @@ class Segment:
         try:
             access = mmap.ACCESS_READ if readonly else mmap.ACCESS_WRITE
             self.map = mmap.mmap(descriptor, size, access=access)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, OSError):
+                doing = f"cannot map {limits.amount(size)} of shared memory"
+                raise limits.explained(error, doing) from error
             raise
         # A core dump would otherwise touch, and so allocate, every page.
         if hasattr(mmap, "MADV_DONTDUMP"):
@@ -58,13 +63,14 @@ class Segment:
     def create(cls, kind: Kind, size: int) -> Segment:
         """Make a segment of ``size`` bytes, or of half as often as it must be.
 
-        A limit on address space (``ulimit -v``) may refuse the mapping: then the size
-        is halved, down to 1 MiB.
+        A limit on address space (``ulimit -v``) leaves it its share, and may refuse the
+        mapping all the same: then the size is halved, down to 1 MiB.
 
         Raises:
             MemoryError: If not even 1 MiB can be mapped.
+            OSError: If there can be no segment at all.
         """
-        size = -(-size // CHUNK) * CHUNK
+        size = -(-limits.arena_bytes(size) // CHUNK) * CHUNK
         while True:
             try:
                 return cls(kind, _open(kind, size), size)
@@ -72,8 +78,7 @@ class Segment:
                 if error.errno not in {errno.ENOMEM, errno.EINVAL, errno.EFBIG}:
                     raise
                 if size // 2 < _SMALLEST:
-                    msg = f"cannot map {size} bytes of shared memory: {error}"
-                    raise MemoryError(msg) from error
+                    raise MemoryError(error.strerror) from error
                 size = size // 2 // CHUNK * CHUNK
 
     @property
@@ -97,8 +102,7 @@ class Segment:
                 os.posix_fallocate(self._descriptor, offset, nbytes)
             self.populate(offset, nbytes)
         except OSError as error:
-            msg = f"the system has no {nbytes} bytes of shared memory left: {error}"
-            raise MemoryError(msg) from error
+            raise MemoryError(self._refused(error)) from error
 
     def write(self, offset: int, data: np.ndarray) -> None:
         """Copy bytes to pages that nobody touched yet, by way of the file.
@@ -120,9 +124,13 @@ class Segment:
             except OSError as error:
                 if error.errno not in {errno.ENOSPC, errno.ENOMEM}:
                     raise
-                msg = f"the system has no shared memory left: {error}"
-                raise MemoryError(msg) from error
+                raise MemoryError(self._refused(error)) from error
             rest, offset = rest[done:], offset + done
+
+    def _refused(self, error: OSError) -> str:
+        if self.kind == "posix":
+            return str(limits.shm_refused(error).strerror)
+        return str(limits.explained(error, "no shared memory").strerror)
 
     def populate(self, offset: int, nbytes: int) -> None:
         """Enter pages into this process's page table, in one go, at first sight."""
@@ -232,9 +240,12 @@ def _open(kind: Kind, size: int) -> int:
 def _memfd(size: int) -> int:
     import fcntl
 
-    descriptor = os.memfd_create("shmexec", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(descriptor, size)
+        descriptor = os.memfd_create("shmexec", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise limits.explained(error, "no shared memory") from error
+    try:
+        _grow(descriptor, size)
         # Otherwise any worker could truncate it under everyone's feet.
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
@@ -247,10 +258,31 @@ def _memfd(size: int) -> int:
 def _unlinked_shm(size: int) -> int:
     from multiprocessing import shared_memory
 
-    memory = shared_memory.SharedMemory(create=True, size=size)
+    # Where it may grow, it is made small: a size that is refused would upset the resource
+    # tracker, which is told of segments only when they have theirs.
+    grows = sys.platform == "linux"
+    try:
+        first = CHUNK if grows else size
+        memory = shared_memory.SharedMemory(create=True, size=first)
+    except OSError as error:
+        raise limits.shm_refused(error) from error
     try:
         # No public name for the descriptor; the segment has no other portable handle.
-        return os.dup(memory._fd)  # type: ignore[attr-defined] # noqa: SLF001
+        descriptor = os.dup(memory._fd)  # type: ignore[attr-defined] # noqa: SLF001
     finally:
         memory.unlink()
         memory.close()
+    if grows:
+        try:
+            _grow(descriptor, size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _grow(descriptor: int, size: int) -> None:
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError as error:
+        raise limits.explained(error, "shared memory") from error

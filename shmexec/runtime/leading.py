@@ -34,6 +34,7 @@ import select
 import threading
 from typing import TYPE_CHECKING, Any
 
+from shmexec import limits
 from shmexec.deadline import Deadline
 from shmexec.wire.channel import Waker
 
@@ -261,9 +262,12 @@ class Leading:
             self._thread = thread
             try:
                 thread.start()
-            except RuntimeError:  # the system's limit, or the interpreter is ending
+            except RuntimeError as error:
                 self._thread = None
-                raise
+                if "can't start" not in str(error):
+                    raise  # the interpreter is ending
+                why = limits.no_process("no thread for the pool").strerror
+                raise RuntimeError(why) from error
 
     @property
     def started(self) -> bool:

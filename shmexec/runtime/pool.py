@@ -78,9 +78,10 @@ class Pool:
         self.host = lifecycle.host(options.segment)
         self._lock = threading.Lock()
         if options.max_shared_memory is not None:
+            wanted = min(options.max_shared_memory, self.host.capacity)
             with self.host.lock:
-                if options.max_shared_memory > self.host.budget.limit():
-                    self.host.budget.raise_limit(options.max_shared_memory)
+                if wanted > self.host.budget.limit():
+                    self.host.budget.raise_limit(wanted)
         with self.host.lock:
             self.host.budget.open(self, options.max_shared_memory)
         self.room = RoomMaker(self.host, self, self.reclaim, self.in_flight)
@@ -97,6 +98,7 @@ class Pool:
         self._dropped: deque[int] = deque()  # streams without a consumer
         self._since_glance = 0
         self._remarks: deque[str] = deque()  # what the dispatcher is to warn of
+        self._remarked: set[str] = set()  # what it need not warn of again
         self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
         self._closed = False
         self._forked = False
@@ -574,9 +576,14 @@ class Pool:
             try:
                 handle = self._starting.start(number)
             except BaseException as error:
-                reason = f"it could not be started: {error!r}"
+                reason, scarce = reports.not_started(error)
                 with self._lock:
-                    self._handle(r.WorkerDead(number, reason))
+                    self._handle(r.WorkerDead(number, reason, scarce=scarce))
+                    running = len(self._workers)
+                if scarce and running:
+                    self._remark_once(
+                        "fewer", reports.fewer(self.options, running, reason)
+                    )
                 self.leading.waker.wake()  # whoever leads: the next try has its time
                 if isinstance(error, Exception):
                     continue  # the machine decides
@@ -584,7 +591,14 @@ class Pool:
             with self._lock:
                 self._adopt(handle)
 
+    def _remark_once(self, what: str, text: str) -> None:
+        if what not in self._remarked:
+            self._remarked.add(what)
+            self._remarks.append(text)
+
     def _adopt(self, handle: WorkerHandle) -> None:
+        if handle.process.instead:
+            self._remark_once("instead", handle.process.instead)
         self._workers[handle.number] = handle
         for descriptor in (handle.replies.fileno(), handle.process.sentinel):
             self._by_descriptor[descriptor] = handle

@@ -8,6 +8,7 @@ then needs a main guard. The fork server is our own, too (:mod:`.server`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -26,6 +27,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import set_spawning_popen
 from typing import Any
 
+from shmexec import limits
 from shmexec.options import StartMethod
 from shmexec.runtime.server import fork_server, stop_fork_server
 from shmexec.worker.main import WorkerMain
@@ -111,20 +113,33 @@ class _ServedPopen(_Passing):
         return len(self._fds) - 1
 
     def _launch(self, worker: process.BaseProcess) -> None:
-        from multiprocessing import forkserver
-
         data = _dump(self, worker)
         try:
-            connected = fork_server().connect_to_new_process(self._fds)
-        except (FileNotFoundError, ConnectionRefusedError):
-            # Its socket lies in a temporary folder, which somebody cleaned up.
+            self._connect(data)
+        except (FileNotFoundError, ConnectionError, EOFError):
+            # Its socket lies in a temporary folder, which somebody cleaned up; or it
+            # was killed just now.
             stop_fork_server()
-            connected = fork_server().connect_to_new_process(self._fds)
-        self.sentinel, data_pipe = connected
-        self._finalize(data_pipe, self.sentinel)
-        with open(data_pipe, "wb", closefd=False) as file:
-            file.write(data)
-        self.pid = forkserver.read_signed(self.sentinel)
+            try:
+                self._connect(data)
+            except (ConnectionError, EOFError) as error:
+                # It does not live through a fork that is refused.
+                raise limits.no_process("the fork server ended at once") from error
+
+    def _connect(self, data: memoryview) -> None:
+        from multiprocessing import forkserver
+
+        status, data_pipe = fork_server().connect_to_new_process(self._fds)
+        try:
+            with open(data_pipe, "wb", closefd=False) as file:
+                file.write(data)
+            # Who waits: the server writes at once, or is dead, which ends the pipe.
+            self.pid = forkserver.read_signed(status)
+        except BaseException:
+            _close_all(status, data_pipe)
+            raise
+        self.sentinel = status
+        self._finalize(data_pipe, status)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         from multiprocessing import forkserver
@@ -136,9 +151,14 @@ class _ServedPopen(_Passing):
             try:
                 self.returncode = forkserver.read_signed(self.sentinel)
             except (OSError, EOFError):
-                self.returncode = 255  # the fork server went first
+                self.returncode = UNKNOWN_CODE  # the fork server went first
         return self.returncode
 
+
+UNKNOWN_CODE = 1 << 16
+"""Exit code of a worker whose fork server died before it: nobody can know it."""
+
+_NO_FOLDER = {None, errno.ENOENT, errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT}
 
 _POPENS: dict[StartMethod, Callable[[Any], Any]] = {
     "fork": popen_fork.Popen,
@@ -177,16 +197,17 @@ class WorkerProcess:
     Attributes:
         pid: Its process id.
         sentinel: Readable once it has ended.
+        instead: Why another start method was used than was asked for, if so.
     """
 
     def __init__(self, method: StartMethod, config: WorkerConfig) -> None:
         self._process = WorkerMain(_POPENS[method], config)
+        self.instead = ""
         try:
             self._process.start()
-        except RuntimeError:
-            if method != "fork":
+        except (RuntimeError, OSError) as error:
+            if not self._may_spawn(method, error):
                 raise
-            # Python 3.12 forks no more while it ends; calls that wait still want one.
             method = "spawn"
             self._process = WorkerMain(_POPENS[method], config)
             self._process.start()
@@ -199,12 +220,25 @@ class WorkerProcess:
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(self.pid)
-        # A grandchild may hold the pipe that multiprocessing watches; it cannot hold
-        # this. The fork server's report comes from the server, and has the exit code.
-        own_child = method != "forkserver"
-        self.sentinel: int = (
-            self._pidfd if own_child and self._pidfd >= 0 else self._process.sentinel
+        # A grandchild may hold the pipe that multiprocessing watches, and the death of
+        # the fork server ends its one; this tells of the worker alone.
+        self.sentinel: int = self._pidfd if self._pidfd >= 0 else self._process.sentinel
+
+    def _may_spawn(self, method: StartMethod, error: Exception) -> bool:
+        """Whether a failure to start is one of the start method alone."""
+        if method == "fork":
+            # Python 3.12 forks no more while it ends; calls that wait still want one.
+            return isinstance(error, RuntimeError)
+        if method != "forkserver" or not isinstance(error, OSError):
+            return False
+        # Its socket needs a folder, and a path that is not too long (no number then).
+        if error.errno not in _NO_FOLDER:
+            return False
+        self.instead = (
+            f"the fork server has no place for its socket: {error}. Workers are "
+            "spawned, which takes longer. Set TMPDIR to a folder that can be written to"
         )
+        return True
 
     def signal(self, number: int) -> None:
         """Send a signal; nothing happens if it has ended."""
@@ -218,9 +252,11 @@ class WorkerProcess:
         """Its exit code, once the sentinel is readable; makes sure that it is gone."""
         self.signal(signal.SIGKILL)  # if only the fork server died, it still runs
         if self._process.exitcode is None:
-            # Not `join` first: it waits for a pipe that a grandchild may hold.
+            # Not `join` first: it waits for a pipe that a grandchild may hold. The fork
+            # server reports the code, or is dead, which ends the pipe.
             self._process.join(5)
-        return self._process.exitcode
+        code = self._process.exitcode
+        return None if code == UNKNOWN_CODE else code
 
     def close(self) -> None:
         """Give the descriptors back."""

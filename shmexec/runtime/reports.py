@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable
 
+from shmexec import limits
 from shmexec.errors import (
     CallStopped,
     CallTimeout,
@@ -19,6 +21,25 @@ from shmexec.runtime.calls import PackedCall
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.scheduler.state import EXIT_WITHIN
+from shmexec.worker.setup import NOT_STARTED
+
+
+def not_started(error: BaseException) -> tuple[str, bool]:
+    """Why no process could be started, and whether more of something would help."""
+    scarce = limits.is_scarcity(error)
+    if isinstance(error, OSError) and error.errno:
+        why = str(limits.explained(error).strerror)
+    else:
+        why = repr(error)
+    return f"it could not be started: {why}", scarce
+
+
+def fewer(options: Options, running: int, reason: str) -> str:
+    """What to warn of if the system has no room for all workers that are wanted."""
+    return (
+        f"pool {options.name!r} goes on with {running} of {options.max_workers} "
+        f"workers. Of one more: {reason}"
+    )
 
 
 def death(handle: WorkerHandle, code: int | None) -> str:
@@ -27,6 +48,8 @@ def death(handle: WorkerHandle, code: int | None) -> str:
     who = f"worker {handle.number} (pid {handle.process.pid})"
     if handle.distrusted:
         return f"{who} was killed, since it sent {handle.distrusted}"
+    if code == NOT_STARTED:
+        return f"{who} could not start: {handle.fault_text()}"
     if code is None:
         return f"{who} ended, how is not known"
     if code >= 0:
@@ -42,7 +65,7 @@ def death(handle: WorkerHandle, code: int | None) -> str:
 
 def broken(options: Options, reasons: tuple[str, ...]) -> PoolBroken:
     """Why no call can be taken any more."""
-    why = "; ".join(reasons)
+    why = "; ".join(_once(reasons))
     if options.actor is not None:
         return PoolBroken(
             f"actor {options.actor.name} ({options.name}) has failed: {why}. "
@@ -54,6 +77,15 @@ def broken(options: Options, reasons: tuple[str, ...]) -> PoolBroken:
         "Mend the cause and make a new executor",
         reasons,
     )
+
+
+def _once(reasons: tuple[str, ...]) -> list[str]:
+    """Each reason, with how often it came if that was more than once."""
+    counts = Counter(reasons)
+    return [
+        text if count == 1 else f"{text} ({count} times)"
+        for text, count in counts.items()
+    ]
 
 
 def interrupted(options: Options, error: BaseException) -> PoolBroken:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable
 
-from shmexec import faultpoints
+from shmexec import faultpoints, limits
 from shmexec.errors import SerializationError
 from shmexec.runtime.calls import PackedCall, pack
 from shmexec.runtime.processes import can_be_inherited
@@ -74,8 +74,13 @@ class Starting:
         return None
 
     def start(self, number: int) -> WorkerHandle:
-        """Start its process; without the lock, since that takes time."""
+        """Start its process; without the lock, since that takes time.
+
+        Raises:
+            OSError: If the system has no room for it.
+        """
         faultpoints.reach("parent.starting")
+        limits.check_descriptors(spare=bool(self._tables.workers))
         return WorkerHandle(
             number, self._options, self._tables.host, self._account, self._inherited
         )

@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
+from shmexec import limits
 from shmexec.memory import native
 from shmexec.memory.host import Host
 from shmexec.options import Options
@@ -419,7 +420,7 @@ def _output(mode: str) -> tuple[WorkerOutput, dict[int, int]]:
 
 
 def _scratch_file() -> int:
-    if hasattr(os, "memfd_create"):
+    if not limits.memfd_refused():
         return os.memfd_create("shmexec-fault", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

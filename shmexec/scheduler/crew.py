@@ -3,7 +3,8 @@
 Only deaths while starting count against the pool. After one there is a pause before the
 next try, which doubles; after too many in a row the pool is broken. One that dies idle
 counts for nothing: the next one starts only for a call, and gets it at once, so that no
-loop can come of it.
+loop can come of it. Nor does one that the system had no descriptors or memory left for,
+while others run: the pool goes on with those, and tries again later.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ BACKOFF = 0.1
 """Seconds before the second restart in a row; doubles with each further one."""
 
 BACKOFF_AT_MOST = 10.0
+
+SCARCE_PAUSE = 5.0
+"""Seconds before another start is tried after the system had nothing left for one, while
+other workers run."""
 
 
 class Crew:
@@ -116,8 +121,13 @@ class Crew:
         worker.late = True
         return self._state.interrupt(worker, now)
 
-    def died(self, worker: Worker, reason: str, now: float) -> list[Command]:
+    def died(self, worker: Worker, event: r.WorkerDead, now: float) -> list[Command]:
         """A worker has died that had no call."""
+        reason = event.reason
+        if event.scarce and self._state.active():
+            # Those that run get what this one could not: no need to give up.
+            self._spawn_at = now + SCARCE_PAUSE
+            return []
         if worker.late:
             return self._break((self._why_late(reason),), now)
         if worker.state is WorkerState.STARTING:

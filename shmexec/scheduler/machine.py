@@ -233,7 +233,7 @@ class Machine:
         elif worker.packed:
             commands = self._packs.orphaned(worker, event, now)
         else:
-            commands = self._crew.died(worker, reason, now)
+            commands = self._crew.died(worker, event, now)
         for pinned in state.waiting.abandon(worker.id):
             commands.append(state.fail(pinned, "died", now, worker, reason))
         return [*commands, *self._dispatch(now), *self._maybe_finish(now)]

@@ -126,6 +126,8 @@ class WorkerDead(NamedTuple):
     """It had not taken the call that was sent to it."""
     begun: int = 0
     """Of several calls, the one that it had begun last; 0 if none."""
+    scarce: bool = False
+    """It never began, since the system had nothing left for it now."""
 
 
 class Cancelled(NamedTuple):

@@ -28,7 +28,7 @@ from shmexec.worker.line import Line, ParentGone
 from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.packing import run_pack
 from shmexec.worker.replies import Replies
-from shmexec.worker.setup import Inherited, WorkerConfig, prepare
+from shmexec.worker.setup import NOT_STARTED, Inherited, WorkerConfig, prepare
 from shmexec.worker.streaming import Streams
 
 _TEXT_AT_MOST = 16384
@@ -63,11 +63,16 @@ class WorkerMain(BaseProcess):
     def run(self) -> None:
         """Serve calls until told to end."""
         config = self._worker_config
-        faultpoints.install(config.extra_env)
-        faultpoints.reach("worker.starting", config)
-        output.redirect(config)
-        worker = _Worker(config)
-        prepare(config, worker.calls.is_running)
+        try:
+            faultpoints.install(config.extra_env)
+            faultpoints.reach("worker.starting", config)
+            output.redirect(config)
+            worker = _Worker(config)
+            prepare(config, worker.calls.is_running)
+        except (OSError, MemoryError) as error:
+            # The parent tells why, once, and not each worker for itself.
+            os.write(config.fault_log.number, f"{error}".encode(errors="replace"))
+            sys.exit(NOT_STARTED)
         if config.forward_logs:
             from shmexec.worker.logs import forward_to
 

@@ -21,6 +21,9 @@ import cloudpickle
 INTERRUPT = getattr(signal, "SIGUSR1", None)
 """Sent by the parent to a worker whose call must stop: dumps the stacks, interrupts."""
 
+NOT_STARTED = 71
+"""Exit code (``EX_OSERR``) of a worker that the system refused what it needs to start."""
+
 MARK_BYTES = 8
 """At the start of the fault log the worker writes the number of the call it begins."""
 
