@@ -75,8 +75,8 @@ class Executor(Calling, BaseExecutor):
         retries: How often a call runs again after its worker died. Default 0.
         max_restarts: Failed starts of workers in a row after which the pool is broken.
         max_shared_memory: Bytes, or a text such as ``"2GB"``, for arguments and results
-            together; each replica of an actor or of a pipeline's stage has as much again.
-            Default: half of the memory that is free at first use.
+            together, also those of its actors and pipelines. Default: half of the memory
+            that is free at first use, for all executors.
         idle_timeout: Seconds after which an idle worker ends. Default: never.
         threads_per_worker: BLAS and OpenMP threads in each worker. Default: usable CPUs
             divided by workers, at least 1.

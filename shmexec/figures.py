@@ -52,9 +52,10 @@ class Stats:
     """Such blocks that took new memory, some of it at least: they cost several times as
     much."""
     shared_memory_used: int
-    """Bytes of the budget in use: live blocks here, and the workers' quotas."""
+    """Bytes of the budget in use: live blocks here, and the workers' quotas, which a busy
+    worker keeps. So it may be more than the budget for a while."""
     shared_memory_budget: int
-    """The limit in bytes for this pool."""
+    """The limit in bytes for this pool, with others of the same executor."""
     native: bool
     """Whether results are born in shared memory: the native part was built, and is used.
 

@@ -252,6 +252,9 @@ class Options:
     fallback: Fallback | None = None
     actor: ActorOptions | None = None
     context: tuple[ContextVar[Any], ...] = ()
+    family: object = field(default_factory=object, compare=False, repr=False)
+    """Pools with the same one, an executor's and those of its actors, share
+    ``max_shared_memory``."""
 
     @classmethod
     def check(

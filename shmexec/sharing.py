@@ -357,7 +357,7 @@ def _make(
         nothing.flags.writeable = mode == "r+"
         return nothing
     host = _host()
-    block = _room(host).place(nbytes, clear=clear)
+    block = RoomMaker(host, SHARED).place(nbytes, clear=clear)
     try:
         if fill is not None:
             fill(_laid_out(host.bytes_of(block), shape, of, order))
@@ -382,16 +382,3 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
         msg = f"an array has no negative length: {checked}"
         raise ValueError(msg)
     return checked
-
-
-def _room(host: Host) -> RoomMaker:
-    """Room for the program itself, made by whatever executors there are."""
-    pools = [pool for pool in lifecycle.pools() if pool.host is host]
-
-    def reclaim() -> bool:
-        return any([pool.reclaim() for pool in pools])  # noqa: C419  (of all of them)
-
-    def in_flight() -> bool:
-        return any(pool.in_flight() for pool in pools)
-
-    return RoomMaker(host, SHARED, reclaim, in_flight)

@@ -76,6 +76,41 @@ class Host:
         self._account_of: dict[int, Hashable] = {}
         self._workers: dict[int, WorkerArena] = {}
         self._forks: Forks[Hashable] = Forks()
+        self._families: dict[Hashable, int] = {}
+        self.strains = 0
+        """How often room was lent that others had a right to, but did not use."""
+
+    # -- accounts ----------------------------------------------------------------------
+
+    def open_account(
+        self, account: Hashable, family: Hashable, limit: int | None
+    ) -> None:
+        """Open an account for a pool.
+
+        Args:
+            account: Its name.
+            family: The pools that share the limit: those of one executor.
+            limit: In bytes. One that is higher than the total limit raises that, as far
+                as the system goes along.
+        """
+        with self.lock:
+            wanted = min(limit or 0, self.capacity)
+            if wanted > self.budget.limit():
+                self.budget.raise_limit(wanted)
+            members = self._families.get(family, 0)
+            if not members:
+                self.budget.open(family, limit)
+            self._families[family] = members + 1
+            self.budget.open(account, within=family)
+
+    def close_account(self, account: Hashable, family: Hashable) -> None:
+        """Close it; what its blocks take counts as long as they live."""
+        with self.lock:
+            self.budget.close(account)
+            self._families[family] -= 1
+            if not self._families[family]:
+                del self._families[family]
+                self.budget.close(family)
 
     # -- blocks of this process ------------------------------------------------------
 
@@ -87,6 +122,7 @@ class Host:
         source: Content | None = None,
         *,
         clear: bool = False,
+        borrow: bool = False,
     ) -> Block:
         """A block of the parent's arena, committed, leased to ``holder``.
 
@@ -96,6 +132,7 @@ class Host:
             holder: Who has the lease.
             source: What is copied into it; other bytes are of any value.
             clear: They are to be zero.
+            borrow: Use also the room that busy workers have but do not need now.
 
         Raises:
             SharedMemoryFull: If the account or the machine has no room for it now.
@@ -103,7 +140,9 @@ class Host:
         size = -(-nbytes // ALIGNMENT) * ALIGNMENT
         with self.lock:
             self._settle()
-            if not self._charge(account, size):
+            if not self._charge(account, size) and not (
+                borrow and self._borrow(account, size)
+            ):
                 raise self._full(account, nbytes)
             reserved = self.arena.reserve(size)
             if reserved is None:
@@ -163,10 +202,45 @@ class Host:
         # Arrays to be born in this program come last.
         return self._shrink_births(0) and self.budget.charge(account, nbytes)
 
-    def _full(self, account: Hashable, needed: int, why: str = "") -> SharedMemoryFull:
+    def _borrow(
+        self, account: Hashable, nbytes: int, *, but: WorkerArena | None = None
+    ) -> bool:
+        """Charge an account as if nobody had room but for data; whether that fits.
+
+        A busy worker cannot be made to give quota back that holds no result: it has no
+        lock that could be taken from here. Let it count twice then: what it has is pages
+        that it recycles, or arrays of a running call, which would take private memory
+        otherwise. It is told to give back what it can before its next call.
+        """
+        if not self.budget.charge(account, nbytes, self._unused(but)):
+            return False
+        self.strains += 1
+        self._poke()  # so that pools that are idle have theirs give back at once
+        return True
+
+    def _unused(self, but: WorkerArena | None = None) -> dict[Hashable, int]:
+        """Bytes by account that workers may use, and that no result takes."""
+        unused: dict[Hashable, int] = {}
+        for worker in self._workers.values():
+            if worker.alive and worker is not but and worker.slack > 0:
+                account = worker.account
+                unused[account] = unused.get(account, 0) + worker.slack
+        return unused
+
+    def standing(
+        self, account: Hashable, but: WorkerArena | None = None
+    ) -> tuple[int, int]:
+        """Of an account's limit, how much is in use, and the limit; in bytes.
+
+        Room that workers have and no result takes is not in use, but for one of them:
+        the one that wants more. The caller holds the lock.
+        """
         limit = self.budget.limit(account)
-        total = min(limit, self.budget.limit())
-        used = total - min(total, self.budget.free(account))
+        free = self.budget.free(account, self._unused(but))
+        return limit - min(limit, free), limit
+
+    def _full(self, account: Hashable, needed: int, why: str = "") -> SharedMemoryFull:
+        used, total = self.standing(account)
         held = self.ledger.held_by(HOST)
         hint = f"; {len(held)} result arrays are still alive" if held else ""
         reason = f" ({why})" if why else ""
@@ -243,7 +317,7 @@ class Host:
             self._births.unpin(offset)
             return
         worker = self._workers[arena]
-        nbytes = worker.live.pop(offset)
+        nbytes = worker.remove(offset)
         if worker.alive:
             worker.frees.append(offset)
         else:
@@ -348,11 +422,20 @@ class Host:
             self._workers[worker.id] = worker
         return worker
 
-    def grant(self, worker: WorkerArena, nbytes: int) -> bool:
-        """Raise a worker's quota; False if there is no room for it now."""
+    def grant(self, worker: WorkerArena, nbytes: int, *, borrow: bool = False) -> bool:
+        """Raise a worker's quota; False if there is no room for it now.
+
+        Args:
+            worker: Whose.
+            nbytes: By how much.
+            borrow: Use also the room that other workers have but do not need now.
+        """
         with self.lock:
             self._settle()
-            if not self._charge(worker.account, nbytes):
+            account = worker.account
+            if not self._charge(account, nbytes) and not (
+                borrow and self._borrow(account, nbytes, but=worker)
+            ):
                 return False
             worker.quota += nbytes
             return True
@@ -375,7 +458,7 @@ class Host:
     ) -> None:
         """A worker gave quota back, after punching it out."""
         with self.lock:
-            nbytes = min(nbytes, worker.quota)
+            nbytes = max(0, min(nbytes, worker.quota - worker.leased))
             worker.quota -= nbytes
             if all_it_can:
                 worker.kept = 0
@@ -423,7 +506,8 @@ class Host:
         """Take a result block over from a worker; returns the parent's lease on it.
 
         Raises:
-            ValueError: If the range is not inside the worker's arena, or already taken.
+            ValueError: If the range is not inside the worker's arena, or already taken,
+                or the worker had no quota for it.
         """
         if offset < 0 or nbytes <= 0 or offset + nbytes > worker.segment.size:
             msg = f"worker sent a block [{offset}, +{nbytes}) outside of its arena"
@@ -432,7 +516,11 @@ class Host:
             if offset in worker.live:
                 msg = f"worker sent the block at {offset} twice"
                 raise ValueError(msg)
-            worker.live[offset] = -(-nbytes // ALIGNMENT) * ALIGNMENT
+            size = -(-nbytes // ALIGNMENT) * ALIGNMENT
+            if worker.leased + size > worker.quota:
+                msg = f"worker sent {nbytes} bytes, past its quota of {worker.quota}"
+                raise ValueError(msg)
+            worker.add(offset, size)
             return self.ledger.lease((worker.id, offset), HOST)
 
     def result_view(self, place: tuple[int, int, int], lease: int) -> np.ndarray:

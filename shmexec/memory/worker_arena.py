@@ -22,6 +22,9 @@ class WorkerArena:
     """Of the quota, what the worker could not give back when asked, since its last reply:
     its program holds arrays there."""
     live: dict[int, int] = field(default_factory=dict)
+    """Blocks that hold results, and their sizes; change it by `add` and `remove` only."""
+    leased: int = 0
+    """Bytes of those."""
     frees: deque[int] = field(default_factory=deque)
     alive: bool = True
     visited: set[int] = field(default_factory=set)
@@ -32,7 +35,18 @@ class WorkerArena:
     @property
     def slack(self) -> int:
         """Bytes of quota that hold no result, and might be had back."""
-        return self.quota - sum(self.live.values()) - self.kept
+        return self.quota - self.leased - self.kept
+
+    def add(self, offset: int, nbytes: int) -> None:
+        """A block holds a result."""
+        self.live[offset] = nbytes
+        self.leased += nbytes
+
+    def remove(self, offset: int) -> int:
+        """Nobody reads it any more; returns its size."""
+        nbytes = self.live.pop(offset)
+        self.leased -= nbytes
+        return nbytes
 
     def bury(self) -> int:
         """Its worker is gone: what is not leased is of no use.
@@ -42,7 +56,7 @@ class WorkerArena:
         """
         self.alive = False
         self.frees.clear()
-        return max(0, self.quota - sum(self.live.values()))
+        return max(0, self.quota - self.leased)
 
     def punch_between(self) -> None:
         """Punch out everything that nobody leases."""

@@ -101,5 +101,5 @@ class Counting:
         if handle is None:
             return WorkerStats(None, state, done, None, 0)
         handle.memory = monitor.private_bytes(handle.process.pid)
-        arena = sum(handle.arena.live.values())
+        arena = handle.arena.leased
         return WorkerStats(handle.process.pid, state, done, handle.memory, arena)

@@ -77,14 +77,8 @@ class Pool:
         self.options = options
         self.host = lifecycle.host(options.segment)
         self._lock = threading.Lock()
-        if options.max_shared_memory is not None:
-            wanted = min(options.max_shared_memory, self.host.capacity)
-            with self.host.lock:
-                if wanted > self.host.budget.limit():
-                    self.host.budget.raise_limit(wanted)
-        with self.host.lock:
-            self.host.budget.open(self, options.max_shared_memory)
-        self.room = RoomMaker(self.host, self, self.reclaim, self.in_flight)
+        self.host.open_account(self, options.family, options.max_shared_memory)
+        self.room = RoomMaker(self.host, self)
         self.blocks = SharedBlocks(self.room, self.host, self._count_placed)
         self._tables = tables = Tables(options, self.host, self.room)
         self._machine = tables.machine
@@ -123,8 +117,7 @@ class Pool:
         except BaseException:
             self.outputs.close()
             self.leading.close()
-            with self.host.lock:
-                self.host.budget.close(self)
+            self.host.close_account(self, options.family)
             raise
         self._doers: dict[type, Callable[[Any], None]] = {
             r.Send: self._sending.send,
@@ -504,13 +497,17 @@ class Pool:
     # -- memory ----------------------------------------------------------------------
 
     def reclaim(self) -> bool:
-        """Ask idle workers for quota they do not need; whether answers are due."""
+        """Ask workers for quota they do not need; whether answers of idle ones are due."""
         with self._lock:
             return self._quotas.reclaim()
 
     def in_flight(self) -> bool:
-        """Whether calls pend or run, whose end may give memory back."""
-        return bool(self._calls)
+        """Whether calls pend or run, whose end may give memory back.
+
+        Streams do not count: who waits may be the one that is to read them.
+        """
+        with self._lock:
+            return any(not call.credit for call in self._calls.values())
 
     # -- for whoever leads -------------------------------------------------------------
 
@@ -662,8 +659,7 @@ class Pool:
         self.outputs.close()
         self._starting.close()
         self.host.remove_poke(self.leading.poke)
-        with self.host.lock:
-            self.host.budget.close(self)
+        self.host.close_account(self, self.options.family)
         lifecycle.unregister(self)
         self.leading.close()
         self._gone.set()

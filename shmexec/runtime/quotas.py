@@ -10,15 +10,13 @@ from typing import NamedTuple
 
 from shmexec.deadline import now
 from shmexec.runtime import monitor
+from shmexec.runtime.room import RECLAIM_WITHIN
 from shmexec.runtime.tables import Tables
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.wire.messages import Kind, Message
 
 _SMALLEST_GRANT = 16 << 20
-
-RECLAIM_WITHIN = 1.0
-"""Seconds that a worker waits for others to give quota back; one may be stopped."""
 
 TRIM_AFTER = 5.0
 """Seconds of idleness after which memory goes back to the system."""
@@ -63,6 +61,7 @@ class Quotas:
         self.wanting: list[_Want] = []
         """Workers that wait for an answer."""
         self._trim_at: float | None = None
+        self._strains = 0
 
     def handle_want(self, handle: WorkerHandle, message: Message) -> None:
         """A worker wants room; :meth:`answer` is to follow."""
@@ -87,27 +86,39 @@ class Quotas:
     def answer(self) -> None:
         """Answer workers that want room: at once, or when reclaiming has ended."""
         for want in self.wanting[:]:
+            arena = want.handle.arena
             if not want.result:
                 self.wanting.remove(want)
-                spare = self._host.grant_spare(want.handle.arena, want.needed)
-                self._grant(want, want.needed if spare else 0, (0, 0))
+                spare = self._host.grant_spare(arena, want.needed)
+                self._grant(want, want.needed if spare else 0)
                 continue
             granted = self._try_grant(want)
-            if not granted and self.reclaim() and now() < want.until:
-                continue
+            # Results of its own that were dropped since it was told last.
+            freed = bool(arena.frees)
+            want.handle.flush_frees()
+            if not (granted or freed):
+                if self.reclaim() and now() < want.until:
+                    continue
+                granted = self._lend(want)
             self.wanting.remove(want)
-            with self._host.lock:
-                budget = self._host.budget.limit(self._account)
-                used = budget - min(budget, self._host.budget.free(self._account))
-            if not granted and want.result > budget and monitor.can_take(want.needed):
-                # Nothing that anybody gave back could make room for it.
-                self._host.grant_beyond(want.handle.arena, want.needed)
-                granted = want.needed
-                want.handle.warning = (
-                    f"a result of {want.result} bytes is larger than the {budget} bytes "
-                    "of max_shared_memory; it was passed beyond them"
-                )
-            self._grant(want, granted, (used, budget))
+            self._grant(want, granted, again=freed)
+
+    def _lend(self, want: _Want) -> int:
+        """Give what busy workers have and do not need; past the limit, if nothing helps."""
+        arena = want.handle.arena
+        if self._host.grant(arena, want.needed, borrow=True):
+            return want.needed
+        with self._host.lock:
+            budget = self._host.budget.limit(self._account)
+        if want.result <= budget or not monitor.can_take(want.needed):
+            return 0
+        # Nothing that anybody gave back could make room for it.
+        self._host.grant_beyond(arena, want.needed)
+        want.handle.warning = (
+            f"a result of {want.result} bytes is larger than the {budget} bytes "
+            "of max_shared_memory; it was passed beyond them"
+        )
+        return want.needed
 
     def _try_grant(self, want: _Want) -> int:
         """Give more than is needed if there is as much; how many bytes, 0 if none."""
@@ -116,18 +127,26 @@ class Quotas:
                 return nbytes
         return 0
 
-    def _grant(self, want: _Want, granted: int, figures: tuple[int, int]) -> None:
-        self._tell(want.handle, Message(Kind.GRANT, number=granted, leases=figures))
+    def _grant(self, want: _Want, granted: int, *, again: bool = False) -> None:
+        with self._host.lock:
+            figures = self._host.standing(self._account, but=want.handle.arena)
+        answer = Message(Kind.GRANT, int(again), number=granted, leases=figures)
+        self._tell(want.handle, answer)
 
     def reclaim(self) -> bool:
-        """Ask idle workers for quota they do not need; whether answers are due."""
+        """Ask workers for quota they do not need; whether answers of idle ones are due.
+
+        Busy ones answer before their next call, or the next item of their stream; nobody
+        waits for that.
+        """
         asked = False
         for worker in self._machine.workers.values():
             handle = self._workers.get(worker.id)
             if handle is None:
                 continue
+            idle = worker.state is r.WorkerState.IDLE
             if (
-                worker.state is r.WorkerState.IDLE
+                (idle or worker.state is r.WorkerState.BUSY)
                 and not handle.trimming
                 and handle.arena.slack > 0
             ):
@@ -136,7 +155,7 @@ class Quotas:
                 handle.trim_until = now() + RECLAIM_WITHIN
                 self._tell(handle, Message(Kind.TRIM))
             # One that is stopped never answers: nobody waits for it any longer.
-            asked = asked or (handle.trimming and now() < handle.trim_until)
+            asked = asked or (idle and handle.trimming and now() < handle.trim_until)
         return asked
 
     # -- idleness ----------------------------------------------------------------------
@@ -147,7 +166,12 @@ class Quotas:
 
     def seconds_to_trim(self) -> float | None:
         """In idleness: seconds until memory is returned; None if there is none to."""
-        return None if self._trim_at is None else max(0.0, self._trim_at - now())
+        if self._trim_at is None:
+            return None
+        if self._strains != self._host.strains:
+            self._strains = self._host.strains
+            return 0.0  # others need it now
+        return max(0.0, self._trim_at - now())
 
     def begin_trim(self) -> None:
         """That time has come: have workers give back what they can."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,8 +11,12 @@ from shmexec.deadline import Deadline
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory.host import Block, Host
 from shmexec.memory.views import Loan, Returns, loan_of
+from shmexec.runtime import lifecycle
 from shmexec.runtime.waiting import may_block
 from shmexec.wire.sources import Source
+
+if TYPE_CHECKING:
+    from shmexec.runtime.pool import Pool
 
 CALLS = "calls"
 """Holder of the leases that pending and running calls have on their arguments."""
@@ -19,24 +24,24 @@ CALLS = "calls"
 HOLDING_STILL = 5.0
 """Seconds that a submit waits for room which only results in this program can give."""
 
+RECLAIM_WITHIN = 1.0
+"""Seconds that one waits for idle workers to give quota back; one may be stopped."""
+
 LOOK = 0.05
 """Seconds after which a thread that waits for room looks by itself."""
 
 
 class RoomMaker:
-    """Gives blocks of the host to calls; waits for room where waiting is allowed."""
+    """Gives blocks of the host to calls; waits for room where waiting is allowed.
 
-    def __init__(
-        self,
-        host: Host,
-        account: Hashable,
-        reclaim: Callable[[], bool],
-        in_flight: Callable[[], bool],
-    ) -> None:
+    Args:
+        host: The memory.
+        account: Whose budget it is charged to.
+    """
+
+    def __init__(self, host: Host, account: Hashable) -> None:
         self._host = host
         self._account = account
-        self._reclaim = reclaim
-        self._in_flight = in_flight
 
     @property
     def returns(self) -> Returns:
@@ -76,32 +81,55 @@ class RoomMaker:
 
         It has a copy of ``source`` in it, or zeros if it is to be ``clear``.
 
-        Waits while calls in flight may free room, and a little if only results that
-        the program still holds could.
+        Room that workers have and do not use is used, whatever they do. Then it waits
+        while calls in flight may free some, and a little if only results that the
+        program still holds could, or streams that it has still to read.
+
+        Who wakes it: whatever discharges the budget, that is a result dropped, a call
+        done, a worker's answer, or its death, which leaves nothing it could wait for.
+        Results that were dropped are noticed by looking.
 
         Raises:
             SharedMemoryFull: If the block is larger than the whole budget, or waiting
                 is not allowed (in a callback, under an event loop), or did not help.
         """
         host = self._host
+        may_wait = may_wait and may_block()
+        borrow = not may_wait  # else when idle workers have given what they can
+        asked: Deadline | None = None
         deadline: Deadline | None = None
         while True:
             try:
-                return host.allocate(self._account, nbytes, CALLS, source, clear=clear)
+                return host.allocate(
+                    self._account, nbytes, CALLS, source, clear=clear, borrow=borrow
+                )
             except SharedMemoryFull as error:
-                if nbytes > error.budget or not may_wait or not may_block():
-                    raise
+                asked = asked or Deadline(RECLAIM_WITHIN)
                 reclaiming = self._reclaim()
+                if nbytes > error.budget or not may_wait:
+                    raise
+                if not borrow and (not reclaiming or asked.passed()):
+                    borrow = True
+                    continue
                 if reclaiming or self._in_flight():
                     deadline = None
                 elif deadline is None:
                     deadline = Deadline(HOLDING_STILL)
                 elif deadline.passed():
                     raise
-            # Woken by whatever discharges the budget; results that died since are
-            # noticed by looking.
             with host.room:
-                host.room.wait(LOOK)
+                if host.room.wait(LOOK):
+                    deadline = None
+
+    def _pools(self) -> list[Pool]:
+        """All that use this memory: each may have what the others need."""
+        return [pool for pool in lifecycle.pools() if pool.host is self._host]
+
+    def _reclaim(self) -> bool:
+        return any([pool.reclaim() for pool in self._pools()])  # noqa: C419  (of all)
+
+    def _in_flight(self) -> bool:
+        return any(pool.in_flight() for pool in self._pools())
 
 
 class SharedBlocks:

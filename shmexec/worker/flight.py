@@ -112,7 +112,7 @@ class Flight:
     def _take_in(self) -> None:
         while (message := self._line.receive_nowait()) is not None:
             if not self._is_about_call(message):
-                self._line.postponed.append(message)
+                self._line.postpone(message)
 
     def _is_about_call(self, message: Message) -> bool:
         """Whether it was about a call that has begun, or never shall; if so, it is done."""

@@ -13,16 +13,29 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from shmexec.wire.channel import Receiver, receive_descriptor, send_blocking
 from shmexec.wire.messages import Kind, Message, decode, encode
 from shmexec.worker import loop as event_loop
 from shmexec.worker.setup import WorkerConfig
 
+_FREEING = frozenset([Kind.CALL, Kind.PACK, Kind.FREE, Kind.CREDIT])
+"""Kinds of messages whose leases are results that are no longer used."""
+
 
 class ParentGone(Exception):
     """Nobody is left to serve."""
+
+
+class Grant(NamedTuple):
+    """What the parent answers when it is asked for quota; in bytes."""
+
+    nbytes: int
+    again: bool
+    """Whether it has freed results just now, so that less is needed: ask once more."""
+    used: int
+    budget: int
 
 
 class Line:
@@ -41,6 +54,7 @@ class Line:
         self._receiver = Receiver(self.requests, packets=config.packets)
         self._writing = threading.Lock()
         self.postponed: deque[Message] = deque()
+        self.on_free: Callable[[tuple[int, ...]], None] | None = None
         # Of streams, when calls run one at a time; set by who runs them.
         self.on_credit: Callable[[Message], None] | None = None
         self.several = False  # calls run several at a time, in the event loop
@@ -77,20 +91,34 @@ class Line:
         return None if data is None else decode(data)
 
     def postpone(self, message: Message) -> None:
-        """Keep a message for later, unless it is about the stream that runs."""
+        """Keep a message for later, unless it is about the stream that runs.
+
+        Results that it says are free are freed at once: another may need the room.
+        """
         if message.kind is Kind.CREDIT and not self.several and self.on_credit:
             self.on_credit(message)
-        else:
+            return
+        if message.leases and message.kind in _FREEING and self.on_free:
+            self.on_free(message.leases)
+            message = message._replace(leases=())
+        if message.kind is not Kind.FREE:
             self.postponed.append(message)
 
-    def want_quota(self, nbytes: int, result: int) -> tuple[int, int, int]:
+    def take_postponed(self, kind: Kind) -> Message | None:
+        """A message of that kind that was kept for later, if there is one."""
+        for message in self.postponed:
+            if message.kind is kind:
+                self.postponed.remove(message)
+                return message
+        return None
+
+    def want_quota(self, nbytes: int, result: int) -> Grant:
         """Ask the parent for room, and wait for its answer: it always gives one."""
         self.send(Message(Kind.WANT, number=nbytes, request=result))
         while True:
             message = self.receive()
             if message.kind is Kind.GRANT:
-                used, budget = message.leases
-                return message.number, used, budget
+                return Grant(message.number, bool(message.request), *message.leases)
             self.postpone(message)
 
     def receive_arena(self, arena: int) -> int | None:

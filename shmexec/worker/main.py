@@ -92,6 +92,7 @@ class _Worker:
         self._forgot = False  # shared objects, which may hold memory until collected
         self.line = Line(config)
         self._memory = WorkerMemory(config, self.line.want_quota)
+        self.line.on_free = self._memory.free
         self.calls = Calls(self._memory, self._mark)
         self._replies = Replies(self.line, self._memory)
         self._streams = Streams(self.line, self._memory, self.calls, self._replies)
@@ -155,8 +156,7 @@ class _Worker:
         elif kind is Kind.DEFINE:
             self._define(message)
         elif kind is Kind.TRIM:
-            gc.collect()
-            self._replies.send_trimmed(self._memory.give_back())
+            self._replies.give_back()
         elif kind is Kind.ARENA:
             self._meet(message)
         elif kind is Kind.FORGET:

@@ -7,6 +7,7 @@ One thread uses it, the loop's; only finalizers run elsewhere, and they just app
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,10 +23,11 @@ from shmexec.memory.segment import Borrowed, Segment
 from shmexec.memory.views import Returns, lend
 from shmexec.wire.messages import Mode, Ref, encode_counts
 from shmexec.wire.sources import Source
+from shmexec.worker.line import Grant
 from shmexec.worker.setup import WorkerConfig
 
-WantQuota = Callable[[int, int], tuple[int, int, int]]
-"""Asks the parent for bytes, for a result of so many; returns (granted, used, budget)."""
+WantQuota = Callable[[int, int], Grant]
+"""Asks the parent for bytes, for a result of so many."""
 
 
 ASK_AGAIN_AFTER = 100
@@ -193,17 +195,8 @@ class WorkerMemory:
         nbytes = source.nbytes
         size = -(-nbytes // ALIGNMENT) * ALIGNMENT
         blocks = self.arena.blocks
-        missing = blocks.used + size - self.arena.quota
-        if missing > 0:
-            granted, used, budget = self._want_quota(missing, nbytes)
-            self.arena.quota += granted
-            if granted < missing:
-                msg = (
-                    f"no room for a result of {nbytes} bytes: {used} of {budget} bytes "
-                    "of shared memory are in use. Drop results, or raise "
-                    "max_shared_memory="
-                )
-                raise SharedMemoryFull(msg, needed=nbytes, used=used, budget=budget)
+        if blocks.used + size > self.arena.quota:
+            self._get_quota(size, nbytes)
         reserved = self.arena.reserve(size)
         if reserved is None:
             msg = f"no room for a result of {nbytes} bytes: the arena is fragmented"
@@ -225,6 +218,31 @@ class WorkerMemory:
         source.fill(self.arena.segment.part(offset, nbytes))
         self.copied += nbytes
         return Ref(0, self.arena.id, offset, nbytes)
+
+    def _get_quota(self, size: int, nbytes: int) -> None:
+        """Have enough for a block of ``size``, for a result of ``nbytes``.
+
+        Each round but the last has made the need smaller.
+        """
+        arena, collected = self.arena, False
+        while (missing := arena.blocks.used + size - arena.quota) > 0:
+            grant = self._want_quota(missing, nbytes)
+            arena.quota += grant.nbytes
+            if grant.again or grant.nbytes >= missing:
+                continue
+            if not collected:
+                collected = True
+                gc.collect()  # arrays in circles
+                if arena.blocks.used + size - arena.quota < missing:
+                    continue
+            msg = (
+                f"no room for a result of {nbytes} bytes: {grant.used} of "
+                f"{grant.budget} bytes of shared memory are in use. Drop results, or "
+                "raise max_shared_memory="
+            )
+            raise SharedMemoryFull(
+                msg, needed=nbytes, used=grant.used, budget=grant.budget
+            )
 
     def hand_over(self, start: int, offset: int, nbytes: int) -> Ref:
         """A result that was born in this arena, in the block at ``start``."""
@@ -259,13 +277,14 @@ class WorkerMemory:
         if self._calls_to_next_ask > 0:
             self._calls_to_next_ask -= 1
             return
-        granted, _, _ = self._want_quota(missing, 0)
-        self.arena.quota += granted
-        if not granted:
+        grant = self._want_quota(missing, 0)
+        self.arena.quota += grant.nbytes
+        if not grant.nbytes:
             self._calls_to_next_ask = ASK_AGAIN_AFTER
 
     def give_back(self) -> int:
         """Return idle pages to the system; returns the quota that is not needed now."""
+        gc.collect()  # arrays in circles, and what views of arguments they keep
         self.arena.trim(0)
         surplus = self.arena.quota - self.arena.blocks.used
         self.arena.quota -= surplus

@@ -110,8 +110,9 @@ class Replies:
         )
         results.clear()
 
-    def send_trimmed(self, nbytes: int) -> None:
-        """Tell how much memory was given back, as the parent had asked for."""
+    def give_back(self) -> None:
+        """Give back what memory is not needed, as the parent has asked, and tell it."""
+        nbytes = self._memory.give_back()
         last = self._send_all_but_last(self._memory.ended())
         self._line.send(Message(Kind.RETURNED, number=nbytes, request=1, leases=last))
 

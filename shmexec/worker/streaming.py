@@ -108,6 +108,9 @@ class Streams:
         while True:
             while (message := self._line.receive_nowait()) is not None:
                 self._line.postpone(message)
+            if self._line.take_postponed(Kind.TRIM) is not None:
+                # The stream may go on for long, and others need the memory.
+                self._replies.give_back()
             credit = self._credits[request]
             if credit is None:
                 return False

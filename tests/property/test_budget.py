@@ -1,4 +1,4 @@
-"""Budget against a model: plain sums over a list of accounts."""
+"""Budget against a model: plain sums over a list of accounts, two within a third."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from shmexec.memory.budget import Budget
 from tests.examples import examples
 
-NAMES = st.sampled_from(["args", "worker 1", "worker 2"])
+WITHIN = {"all": None, "args": None, "worker 1": "all", "worker 2": "all"}
+NAMES = st.sampled_from(list(WITHIN))
+UNUSED = st.dictionaries(NAMES, st.integers(0, 20))
 AMOUNTS = st.integers(-2, 60)
 
 
@@ -19,45 +21,60 @@ class Accounts(RuleBasedStateMachine):
         self.budget = Budget(0)
         self.total = 0
         self.limits = {}
-        self.charged = dict.fromkeys(["args", "worker 1", "worker 2"], 0)
+        self.charged = dict.fromkeys(WITHIN, 0)  # directly
 
     @initialize(limit=st.integers(0, 100))
     def start(self, limit):
         self.total = limit
         self.budget = Budget(limit)
 
-    def room(self, name):
-        limit = self.limits[name]
-        total = self.total - sum(self.charged.values())
-        own = total if limit is None else limit - self.charged[name]
-        return max(0, min(total, own))
+    def parts(self, name):
+        return [part for part in WITHIN if name in (part, WITHIN[part])]
+
+    def used(self, name):
+        return sum(self.charged[part] for part in self.parts(name))
+
+    def room(self, name, unused):
+        left = [self.total - sum(self.charged.values()) + sum(unused.values())]
+        for each in (name, WITHIN[name]):
+            limit = self.limits.get(each)
+            if limit is not None:
+                spare = sum(unused.get(part, 0) for part in self.parts(each))
+                left.append(limit - self.used(each) + spare)
+        return max(0, min(left))
 
     @rule(name=NAMES, limit=st.none() | AMOUNTS)
     def open(self, name, limit):
-        if name in self.limits or (limit is not None and limit < 0):
-            with pytest.raises(ValueError, match=r"is open|negative"):
-                self.budget.open(name, limit)
+        within = WITHIN[name]
+        closed = within is not None and within not in self.limits
+        if name in self.limits or closed or (limit is not None and limit < 0):
+            with pytest.raises(ValueError, match=r"is open|not open|negative"):
+                self.budget.open(name, limit, within)
         else:
-            self.budget.open(name, limit)
+            self.budget.open(name, limit, within)
             self.limits[name] = limit
 
     @rule(name=NAMES)
     def close(self, name):
-        if name in self.limits:
-            self.budget.close(name)
-            del self.limits[name]
-        else:
+        if name not in self.limits:
             with pytest.raises(ValueError, match="not open"):
                 self.budget.close(name)
+        elif any(WITHIN[other] == name for other in self.limits):
+            with pytest.raises(ValueError, match="lie in it"):
+                self.budget.close(name)
+        else:
+            self.budget.close(name)
+            del self.limits[name]
 
-    @rule(name=NAMES, nbytes=AMOUNTS)
-    def charge(self, name, nbytes):
+    @rule(name=NAMES, nbytes=AMOUNTS, unused=UNUSED)
+    def charge(self, name, nbytes, unused):
         if name not in self.limits or nbytes < 0:
             with pytest.raises(ValueError, match=r"not open|negative"):
-                self.budget.charge(name, nbytes)
+                self.budget.charge(name, nbytes, unused)
             return
-        fits = nbytes <= self.room(name)
-        assert self.budget.charge(name, nbytes) == fits
+        unused = {each: min(n, self.charged[each]) for each, n in unused.items()}
+        fits = nbytes <= self.room(name, unused)
+        assert self.budget.charge(name, nbytes, unused) == fits
         self.charged[name] += nbytes * fits
 
     @rule(name=NAMES, nbytes=AMOUNTS)
@@ -71,6 +88,8 @@ class Accounts(RuleBasedStateMachine):
 
     @rule(name=NAMES, nbytes=AMOUNTS)
     def discharge(self, name, nbytes):
+        if self.charged[name] < nbytes <= self.used(name):
+            return  # what was charged to its parts is to be discharged there
         if 0 <= nbytes <= self.charged[name]:
             self.budget.discharge(name, nbytes)
             self.charged[name] -= nbytes
@@ -93,10 +112,10 @@ class Accounts(RuleBasedStateMachine):
         assert self.budget.used() == sum(self.charged.values())
         assert self.budget.free() == max(0, self.total - sum(self.charged.values()))
         assert self.budget.limit() == self.total
-        for name, charged in self.charged.items():
-            assert self.budget.used(name) == charged
+        for name in WITHIN:
+            assert self.budget.used(name) == self.used(name)
         for name in self.limits:
-            assert self.budget.free(name) == self.room(name)
+            assert self.budget.free(name) == self.room(name, {})
 
 
 Accounts.TestCase.settings = settings(

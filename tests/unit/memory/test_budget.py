@@ -127,3 +127,46 @@ def test_the_limit_is_not_lowered(budget):
     with pytest.raises(ValueError, match="cannot raise"):
         budget.raise_limit(99)
     assert budget.limit() == 100
+
+
+@pytest.fixture
+def executors():
+    budget = Budget(100)
+    budget.open("executor", 50)
+    budget.open("actor", within="executor")
+    yield budget
+    budget.validate()
+
+
+def test_the_limit_of_an_account_holds_for_those_within_it(executors):
+    assert executors.charge("executor", 20)
+    assert not executors.charge("actor", 31)
+    assert executors.charge("actor", 30)
+    assert (executors.used("executor"), executors.used("actor")) == (50, 30)
+    assert (executors.free("actor"), executors.free()) == (0, 50)
+    assert executors.limit("actor") == 50
+
+
+def test_an_account_is_closed_after_those_within_it(executors):
+    with pytest.raises(ValueError, match="lie in it"):
+        executors.close("executor")
+    executors.charge("actor", 10)
+    executors.close("actor")
+    executors.close("executor")
+    assert executors.used("executor") == executors.used() == 10
+    executors.discharge("actor", 10)
+    assert executors.used() == 0
+
+
+def test_what_nothing_takes_leaves_room_past_the_limits(executors):
+    executors.charge("actor", 50)
+    assert not executors.charge("executor", 20, {"actor": 19})
+    assert executors.charge("executor", 20, {"actor": 20})
+    assert (executors.used("executor"), executors.free("executor")) == (70, 0)
+    assert executors.charge("executor", 0)
+
+
+def test_what_another_account_leaves_unused_helps_only_the_total(executors):
+    executors.open("other")
+    executors.charge("other", 80)
+    assert executors.free("actor", {"other": 70}) == 50

@@ -1,0 +1,190 @@
+"""Room that a busy worker has and does not use: nobody else fails for want of it.
+
+As long as results and arguments that are alive, with what is asked for, are within the
+budget, nothing fails, whoever has quota.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+import shmexec
+from tests.contract import calls
+from tests.integration import faults
+from tests.waiting import wait_until
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def make_small():
+    """Executors with a budget of 64 MiB."""
+    with ExitStack() as stack:
+        yield lambda max_workers=2, **settings: stack.enter_context(
+            shmexec.Executor(max_workers, max_shared_memory=64 * MB, **settings)
+        )
+
+
+@pytest.fixture
+def busy(make_small, make_gate):
+    """An executor of two workers; one runs a call, and has 60 of the 64 MiB."""
+    executor = make_small(2)
+    gates = [make_gate(), make_gate()]
+    running = executor.submit(faults.filled_behind, gates[0], 8 * MB, 5)
+    gates[0].arrived()  # so that the other worker gets what comes now
+    assert executor.submit(faults.filled, 60 * MB).result()[0] == 1
+    gc.collect()
+    again = executor.submit(faults.filled_behind, gates[1], 20 * MB, 7)
+    gates[1].arrived()
+    gates[0].open()
+    assert running.result()[0] == 5
+    del running
+    gc.collect()
+    yield executor
+    gates[1].open()
+    assert (again.result() == 7).all()
+    del again
+    assert wait_until(lambda: executor.stats().shared_memory_used <= 64 * MB)
+
+
+def test_a_result_finds_room_beside_a_busy_worker(busy):
+    for value in (1, 2):
+        result = busy.submit(faults.filled, 60 * MB, value).result()
+        assert result[0] == result[-1] == value
+        del result
+
+
+def test_past_the_budget_it_says_what_is_in_use(busy):
+    held = busy.submit(faults.filled, 30 * MB, 3).result()
+    error = busy.submit(faults.filled, 40 * MB).exception()
+    assert isinstance(error, shmexec.SharedMemoryFull)
+    assert (error.needed, error.budget) == (40 * MB, 64 * MB)
+    assert 30 * MB <= error.used < 64 * MB
+    assert error.free < error.needed
+    assert (held == 3).all()
+
+
+def test_an_argument_finds_room_beside_a_busy_worker(busy):
+    assert busy.submit(faults.total, faults.filled(60 * MB)).result() == 60 * MB
+
+
+def test_an_argument_does_under_an_event_loop(busy):
+    async def main():
+        future = busy.submit(faults.total, faults.filled(60 * MB))
+        return await asyncio.wrap_future(future)
+
+    assert asyncio.run(main()) == 60 * MB
+
+
+def test_an_argument_does_in_a_callback(busy):
+    made = []
+
+    def submit_more(_future):
+        made.append(busy.submit(faults.total, faults.filled(60 * MB)))
+
+    busy.submit(calls.same, 1).add_done_callback(submit_more)
+    assert wait_until(lambda: made), "it waited, or raised"
+    assert made[0].result() == 60 * MB
+
+
+def test_a_shared_array_does(busy):
+    with pytest.raises(shmexec.SharedMemoryFull):
+        busy.submit(faults.total, np.empty(65 * MB, np.uint8))
+    assert busy.submit(faults.total, shmexec.share(np.ones(60 * MB, "b"))).result() > 0
+
+
+# -- streams -------------------------------------------------------------------------------
+
+
+def large_items(number, nbytes):
+    for n in range(number):
+        yield np.full(nbytes, n, np.uint8)
+
+
+def test_calls_beside_an_open_stream(make_small):
+    """Its worker gives back, between items, what it does not need."""
+    executor = make_small(2)
+    stream = executor.stream(large_items, 12, 8 * MB, buffersize=2)
+    for n, item in enumerate(stream):
+        assert item[0] == item[-1] == n
+        del item
+        if n % 4 == 0:
+            result = executor.submit(faults.filled, 30 * MB, n).result()
+            assert result[0] == n
+            del result
+            assert executor.submit(faults.total, faults.filled(30 * MB)).result()
+
+
+def test_items_use_the_room_of_those_that_were_dropped(make_small):
+    """The worker hears of them in the middle of its call, when it needs room."""
+    executor = make_small(1)
+    for n, item in enumerate(executor.stream(large_items, 6, 30 * MB, buffersize=1)):
+        assert item[0] == item[-1] == n
+        del item
+
+
+def test_to_submit_while_a_stream_fills_the_budget_raises(make_small, monkeypatch):
+    monkeypatch.setattr("shmexec.runtime.room.HOLDING_STILL", 0.2)
+    executor = make_small(1)
+    stream = executor.stream(large_items, 4, 15 * MB, buffersize=3)
+    assert next(stream)[0] == 0
+
+    def in_results():
+        return sum(each.arena_bytes for each in executor.stats().workers)
+
+    assert wait_until(lambda: in_results() >= 45 * MB)  # three that nobody reads
+    with pytest.raises(shmexec.SharedMemoryFull):
+        executor.submit(faults.total, faults.filled(40 * MB))
+    assert [item[0] for item in stream] == [1, 2, 3]
+
+
+# -- the worker's own ------------------------------------------------------------------------
+
+
+def in_a_circle(nbytes):
+    array = np.ones(nbytes, np.uint8)
+    circle = [array]
+    circle.append(circle)
+    return array.sum()
+
+
+def test_what_awaits_collection_in_the_worker_is_no_obstacle(make_small):
+    executor = make_small(1)
+    executor.submit(faults.filled, 60 * MB).result()  # so that arrays are born there
+    assert executor.submit(in_a_circle, 50 * MB).result() == 50 * MB
+    assert executor.submit(faults.filled, 60 * MB, 3).result()[0] == 3
+
+
+# -- one executor, several pools -------------------------------------------------------------
+
+
+class Maker:
+    """Makes arrays."""
+
+    def make(self, nbytes, value):
+        return faults.filled(nbytes, value)
+
+
+def test_an_executors_limit_is_for_its_actors_too(make_small):
+    executor = make_small(1)
+    with executor.actor(Maker) as actor, executor.actor(Maker) as other:
+        held = [actor.make(30 * MB, 1).result(), other.make(30 * MB, 2).result()]
+        error = executor.submit(faults.filled, 30 * MB).exception()
+        assert isinstance(error, shmexec.SharedMemoryFull)
+        assert isinstance(actor.make(30 * MB, 3).exception(), shmexec.SharedMemoryFull)
+        assert [array[0] for array in held] == [1, 2]
+        held.clear()
+        # What the actors have still, nobody needs.
+        assert executor.submit(faults.filled, 60 * MB, 3).result()[0] == 3
+        assert executor.submit(faults.total, faults.filled(60 * MB)).result()
+
+
+def test_executors_have_limits_of_their_own(make_small):
+    one, other = make_small(1), make_small(1)
+    held = [each.submit(faults.filled, 60 * MB).result() for each in (one, other)]
+    assert [len(array) for array in held] == [60 * MB] * 2
