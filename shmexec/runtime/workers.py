@@ -104,19 +104,22 @@ class WorkerHandle:
     def _open(
         self, options: Options, *, packets: bool, inherited: Inherited | None
     ) -> None:
-        requests, requests_end = pair(packets=packets)
-        self.replies, replies_end = pair(packets=packets)
-        self._arenas, arenas_end = pair(packets=packets)
-        self._sockets += [requests, self.replies, self._arenas]
-        self.replies.setblocking(False)
-        self.sender = Sender(requests, packets=packets)
-        self.framer = None if packets else Framer()
-        lifeline, self._lifeline = os.pipe()
-        self._fault_log = _scratch_file()
-        os.write(self._fault_log, bytes(MARK_BYTES))  # faulthandler appends
-        printed: dict[int, int] = {}
-        try:
+        # Each descriptor has who closes it at once: the next one may be one too many.
+        with contextlib.ExitStack() as ends, contextlib.ExitStack() as failed:
+            failed.callback(self._close_pipes)
+            requests, requests_end = self._pair(ends, packets=packets)
+            self.replies, replies_end = self._pair(ends, packets=packets)
+            self._arenas, arenas_end = self._pair(ends, packets=packets)
+            self.replies.setblocking(False)
+            self.sender = Sender(requests, packets=packets)
+            self.framer = None if packets else Framer()
+            lifeline, self._lifeline = os.pipe()
+            ends.callback(os.close, lifeline)
+            self._fault_log = _scratch_file()
+            os.write(self._fault_log, bytes(MARK_BYTES))  # faulthandler appends
             self.output, printed = _output(options.worker_output)
+            for descriptor in printed.values():
+                ends.callback(os.close, descriptor)
             config = self._config(
                 options,
                 packets=packets,
@@ -136,15 +139,16 @@ class WorkerHandle:
                     self.process = WorkerProcess(options.start_method, config)
                 finally:
                     lifecycle.keep_in_child.difference_update(passed)
-        except BaseException:
-            self._close_pipes()
-            raise
-        finally:
-            for descriptor in (lifeline, *printed.values()):
-                os.close(descriptor)
-            requests_end.close()
-            replies_end.close()
-            arenas_end.close()
+            failed.pop_all()
+
+    def _pair(
+        self, ends: contextlib.ExitStack, *, packets: bool
+    ) -> tuple[socket.socket, socket.socket]:
+        """Sockets between this process and the worker: our end, and the worker's."""
+        ours, other = pair(packets=packets)
+        self._sockets.append(ours)
+        ends.enter_context(other)
+        return ours, other
 
     def _config(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import signal
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import shmexec
+from shmexec.runtime import workers
 from tests.contract import calls
 from tests.integration import faults
 from tests.integration.faults import is_gone
@@ -304,6 +307,29 @@ def test_an_initializer_that_raises_breaks_the_pool_at_once(make_executor, by_va
         executor.submit(calls.same, 1)
     with pytest.raises(shmexec.PoolBroken):
         executor.map(calls.same, [1])
+
+
+@pytest.mark.one_kind
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        *(("pair", 1), ("pair", 2), ("pair", 3)),
+        *(("_scratch_file", 1), ("_output", 1), ("WorkerProcess", 1)),
+    ],
+)
+def test_a_start_that_fails_half_way_leaves_nothing(
+    make_executor, monkeypatch, step, number
+):
+    steps, real = itertools.count(1), getattr(workers, step)
+
+    def fails_once(*args, **settings):
+        if next(steps) == number:
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(*args, **settings)
+
+    monkeypatch.setattr(workers, step, fails_once)
+    executor = make_executor(1)
+    assert executor.submit(calls.same, 1).result() == 1
 
 
 def test_an_initializer_with_sys_exit_breaks_the_pool(make_executor):
