@@ -14,6 +14,7 @@ import select
 import socket
 import struct
 from collections import deque
+from collections.abc import Iterator
 
 from shmexec.wire.messages import LARGEST, MalformedMessage
 
@@ -41,15 +42,14 @@ class Framer:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are complete with these bytes.
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The messages that are complete with these bytes, those before an error, too.
 
         Raises:
             MalformedMessage: If something is no message, or larger than any can be.
         """
         buffer = self._buffer
         buffer += data
-        messages = []
         while buffer:
             start = bytes(buffer[: len(_START)])
             if not _START.startswith(start):
@@ -64,9 +64,9 @@ class Framer:
             end = _HEAD.size + length
             if len(buffer) < end:
                 break
-            messages.append(bytes(buffer[_HEAD.size : end]))
+            message = bytes(buffer[_HEAD.size : end])
             del buffer[:end]
-        return messages
+            yield message
 
 
 class Sender:
