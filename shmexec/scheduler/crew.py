@@ -47,10 +47,13 @@ class Crew:
         """Workers to be started for calls that any worker may run."""
         state = self._state
         pinned = state.waiting.count_pinned() if state.waiting.pinned else 0
-        return min(
+        lacking = min(
             state.pending - pinned - state.starting,
             state.max_workers - state.active(),
         )
+        if not state.paused:
+            return lacking
+        return min(lacking, 1) if state.may_begin() and not state.starting else 0
 
     def spawn_lacking(self, now: float) -> list[Command]:
         """Start workers for calls that would wait otherwise."""

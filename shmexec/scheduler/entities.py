@@ -67,6 +67,7 @@ class Worker:
         "call",
         "calls",
         "flight",
+        "heavy",
         "id",
         "kill_at",
         "late",
@@ -91,6 +92,7 @@ class Worker:
         self.pack: dict[int, Call] = {}  # what is left of it, in order
         self.look_at: float | None = None  # when its deadline passes
         self.calls = 0
+        self.heavy = 0  # its private memory at the last look, if over its limit
         self.since = now
         self.stop_at: float | None = None  # when its call, or its start, times out
         self.late = False  # its start has timed out

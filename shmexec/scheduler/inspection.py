@@ -30,7 +30,7 @@ def validate(state: State, packs: Packs) -> None:
         # Nobody waits beside an idle worker that might take the call.
         calls = state.calls.values()
         free = [c for c in calls if c.state is CallState.PENDING and not c.pinned]
-        assert not (free and state.idle)
+        assert not (free and state.idle) or not state.may_begin()
 
 
 def _validate_counts(state: State, packs: Packs) -> None:
@@ -47,7 +47,11 @@ def _validate_counts(state: State, packs: Packs) -> None:
         w.id
         for w in workers
         if w.state is WorkerState.IDLE
-        or (w.state is WorkerState.BUSY and 0 < len(w.flight) < state.slots)
+        or (
+            w.state is WorkerState.BUSY
+            and 0 < len(w.flight) < state.slots
+            and not w.heavy
+        )
     }
     assert set(state.idle) == idle
     assert state.pending == sum(c.state is CallState.PENDING for c in calls)

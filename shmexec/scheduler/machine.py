@@ -8,7 +8,8 @@ call: only deaths while starting or idle count against the pool.
 
 The moves that a call or a worker can make are in ``state``. What has rules of its own is
 beside it: ``waiting``, the order of calls; ``packs``, several calls in one message;
-``slots``, several calls under way in a worker; ``crew``, the starts of workers.
+``slots``, several calls under way in a worker; ``crew``, the starts of workers;
+``weight``, what samples of memory lead to.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from shmexec.scheduler.packs import Packs
 from shmexec.scheduler.records import CallState, Command, Event, WorkerState
 from shmexec.scheduler.slots import Slots
 from shmexec.scheduler.state import State
+from shmexec.scheduler.weight import NO_LIMITS, Limits, Weight
 
 
 class Machine:
@@ -40,6 +42,7 @@ class Machine:
             end, so that it can clean up.
         slots: Calls that a worker may have under way. If several, ``max_calls`` must be
             None, and calls are never packed.
+        limits: Of memory.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Machine:
         start_timeout: float | None = None,
         exclusive: bool = False,
         slots: int = 1,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         assert slots == 1 or max_calls is None
         self.max_calls = max_calls
@@ -64,6 +68,7 @@ class Machine:
         self._packs = Packs(self._state, max_calls)
         self._slots = Slots(self._state)
         self._crew = Crew(self._state, max_restarts, start_timeout)
+        self._weight = Weight(self._state, self._slots, limits)
         self.calls: Mapping[int, Call] = self._state.calls
         self.workers: Mapping[int, Worker] = self._state.workers
         self.counts: Mapping[CallState, int] = self._state.counts
@@ -81,6 +86,7 @@ class Machine:
             r.Closed: self._on_closed,
             r.Everyone: self._on_everyone,
             r.Tick: self._on_tick,
+            r.MemorySampled: self._on_sampled,
         }
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -107,7 +113,12 @@ class Machine:
         state.pending += 1
         if state.broken:
             return [state.fail_broken(call, now)]
-        if state.idle and not state.waiting.queue and call.pinned is None:
+        if (
+            state.idle
+            and not state.waiting.queue
+            and call.pinned is None
+            and not state.paused
+        ):
             return [self._start(call, state.idle.popitem()[1], now)]
         state.waiting.add(call)
         if not state.idle and state.active() >= state.max_workers:
@@ -141,6 +152,8 @@ class Machine:
             commands = self._slots.finished(call, worker, event, now)
             if worker.state is WorkerState.DRAINING:
                 return commands
+            if not worker.flight:
+                commands += self._weight.replace(worker, now)
             return commands + self._dispatch(now)
         if call is None or worker is None or worker.call is not call:
             msg = f"worker {event.worker} finished call {event.call}, not its own"
@@ -166,6 +179,8 @@ class Machine:
         state = self._state
         if self.max_calls is not None and worker.calls >= self.max_calls:
             return [*state.retire(worker, now), *self._dispatch(now)]
+        if worker.heavy and (commands := self._weight.replace(worker, now)):
+            return commands + self._dispatch(now)
         # Idle before the future resolves: a follow-up call finds it.
         state.shift(worker, WorkerState.IDLE, now)
         if state.pending or state.closed or state.active() > state.max_workers:
@@ -200,6 +215,8 @@ class Machine:
         if self.slots > 1:
             return self._slots.stop(call, worker, why, now)
         call.stopping = why
+        if worker.state is WorkerState.DRAINING:
+            return []  # it was killed for its memory
         return [self._state.interrupt(worker, now), *self._dispatch(now)]
 
     def _on_pack_replied(self, event: r.PackReplied, now: float) -> list[Command]:
@@ -276,12 +293,12 @@ class Machine:
 
     def _dispatch(self, now: float) -> list[Command]:
         """Bring pending calls and idle workers together; start workers for the rest."""
-        state, waiting = self._state, self._state.waiting
-        commands: list[Command] = []
-        if waiting.pinned and state.idle:
-            for number, call in waiting.take_pinned(state.idle):
-                commands.append(self._start(call, state.idle.pop(number), now))
-        while state.idle and (first := waiting.take()) is not None:
+        state = self._state
+        commands = self._send_pinned(now) if state.waiting.pinned else []
+        while state.idle and (not state.paused or state.may_begin()):
+            first = state.waiting.take()
+            if first is None:
+                break
             worker = state.idle.popitem()[1]
             known = first.kind in self._packs.seconds
             pack = self._packs.companions(first, worker) if known else ()
@@ -289,6 +306,8 @@ class Machine:
                 commands.append(self._packs.start([first, *pack], worker, now))
             else:
                 commands.append(self._start(first, worker, now))
+            if state.paused:
+                state.note_begin(now)
         if state.closed and not state.calls:
             return commands + self._maybe_finish(now)
         if not state.idle and not state.broken:
@@ -300,6 +319,27 @@ class Machine:
                 break
             commands += state.retire(surplus, now)
         return commands
+
+    def _send_pinned(self, now: float) -> list[Command]:
+        """Bring calls to the workers that they are for."""
+        state = self._state
+        commands: list[Command] = []
+        if not state.idle or not state.may_begin():
+            return commands
+        for number, call in state.waiting.take_pinned(state.idle):
+            commands.append(self._start(call, state.idle.pop(number), now))
+            if state.paused:
+                state.note_begin(now)
+                break
+        return commands
+
+    # -- memory ----------------------------------------------------------------------
+
+    def _on_sampled(self, event: r.MemorySampled, now: float) -> list[Command]:
+        commands = self._weight.sampled(event, now)
+        if not commands and event.free is None:
+            return commands
+        return commands + self._dispatch(now)
 
     # -- time ------------------------------------------------------------------------
 
@@ -324,6 +364,9 @@ class Machine:
                 and worker.since + self.idle_timeout <= now
             ):
                 commands += self._state.retire(worker, now)
+        due = self._state.next_spare()
+        if due is not None and due <= now:
+            self._state.spare = True
         return commands + self._dispatch(now)
 
     def next_tick(self) -> float | None:
@@ -342,8 +385,9 @@ class Machine:
         if self.idle_timeout is not None:
             idle = self._state.idle.values()
             times += [w.since + self.idle_timeout for w in idle if not w.flight]
-        if (spawn_at := self._crew.next_spawn()) is not None:
-            times.append(spawn_at)
+        for at in (self._crew.next_spawn(), self._state.next_spare()):
+            if at is not None:
+                times.append(at)
         return min(times, default=None)
 
     @property
@@ -356,6 +400,7 @@ class Machine:
             or state.draining
             or self.idle_timeout is not None
             or (state.pending and not state.idle and state.active() < state.max_workers)
+            or (state.paused and state.pending)
         )
 
     # -- to be asked -----------------------------------------------------------------
@@ -369,6 +414,16 @@ class Machine:
     def broken(self) -> tuple[str, ...]:
         """Why no call can be run any more; empty while they can."""
         return self._state.broken
+
+    @property
+    def weight(self) -> Weight:
+        """What samples of memory led to; to be looked at only."""
+        return self._weight
+
+    @property
+    def paused(self) -> bool:
+        """Whether calls begin one at a time, since memory is scarce."""
+        return self._state.paused
 
     @property
     def submitted(self) -> int:

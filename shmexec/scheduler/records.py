@@ -157,6 +157,15 @@ class Tick(NamedTuple):
     """Time has passed; see :meth:`Machine.next_tick`."""
 
 
+class MemorySampled(NamedTuple):
+    """What workers have, and what the machine has left, in bytes."""
+
+    workers: tuple[tuple[int, int], ...] = ()
+    """(worker, its private memory) each; a busy one's call may be about to end."""
+    free: int | None = None
+    """None if nobody has looked."""
+
+
 Event = (
     Submitted
     | WorkerBegan
@@ -171,6 +180,7 @@ Event = (
     | Closed
     | Everyone
     | Tick
+    | MemorySampled
 )
 
 
@@ -233,6 +243,20 @@ class Kill(NamedTuple):
     force: bool = False
 
 
+class Trim(NamedTuple):
+    """Memory is getting scarce: return what lies idle."""
+
+
+class Warn(NamedTuple):
+    """Tell people about memory."""
+
+    why: str
+    """``retired``, ``killed`` or ``paused``."""
+    worker: int | None
+    nbytes: int
+    """What that worker has, or what the machine has left."""
+
+
 class Drop(NamedTuple):
     """Forget what the call holds; its future is cancelled already."""
 
@@ -266,6 +290,8 @@ Command = (
     | Exit
     | Interrupt
     | Kill
+    | Trim
+    | Warn
     | Drop
     | Fail
     | Broke

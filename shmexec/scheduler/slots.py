@@ -38,12 +38,15 @@ class Slots:
         if call.timeout is not None:
             call.stop_at = now + call.timeout
             state.timed += 1
-        self._offer(worker)
+        self.offer(worker)
         return r.Send(call.id, worker.id)
 
-    def _offer(self, worker: Worker) -> None:
-        """Have a busy worker be given calls if it has a slot for one."""
-        if len(worker.flight) < self._state.slots:
+    def offer(self, worker: Worker) -> None:
+        """Have a busy worker be given calls if it has a slot for one.
+
+        One over its limit of memory ends when it has done those it has.
+        """
+        if len(worker.flight) < self._state.slots and not worker.heavy:
             self._state.idle[worker.id] = worker
         else:
             self._state.idle.pop(worker.id, None)
@@ -69,7 +72,7 @@ class Slots:
             if state.exclusive and not worker.flight:
                 commands.append(state.await_exit(worker, now))
         elif worker.flight:
-            self._offer(worker)
+            self.offer(worker)
         else:
             state.shift(worker, WorkerState.IDLE, now)
         return commands
@@ -100,6 +103,12 @@ class Slots:
         for each in worker.flight.values():
             self._end_limits(each)
         return self._state.interrupt(worker, now)
+
+    def kill(self, worker: Worker, now: float) -> r.Kill:
+        """End a worker at once, whatever it has under way."""
+        for each in worker.flight.values():
+            self._end_limits(each)
+        return self._state.kill(worker, now)
 
     def orphaned(
         self, worker: Worker, event: r.WorkerDead, now: float

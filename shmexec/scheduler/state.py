@@ -18,6 +18,13 @@ KILL_AFTER = 0.1
 EXIT_WITHIN = 10.0
 """Seconds that a worker which was asked to end may take for its own clean-up."""
 
+PATIENCE = 5.0
+"""Seconds after which one more call begins in a paused pool.
+
+Those that run may wait for it: for one that they submitted to another thread, say, or, if
+it yields items, for whoever takes them.
+"""
+
 
 class State:
     """See the module.
@@ -48,6 +55,10 @@ class State:
         self.starting = 0
         self.draining = 0
         self.timed = 0  # workers, and calls that share one, with a time limit
+        # Paused: calls begin one at a time, with one to spare after some patience.
+        self.paused = False
+        self.spare = False
+        self.spare_at = 0.0
 
     def active(self) -> int:
         """Workers that count against the maximum."""
@@ -64,6 +75,27 @@ class State:
             msg = f"worker {number} is not known"
             raise r.IllegalEvent(msg)
         return worker
+
+    # -- while memory is scarce --------------------------------------------------------
+
+    def pause(self, now: float) -> None:
+        """Let calls begin one at a time."""
+        self.paused, self.spare = True, False
+        self.spare_at = now + PATIENCE
+
+    def may_begin(self) -> bool:
+        """Whether a call may begin now, if there is a worker for it."""
+        return not self.paused or self.spare or self.pending == len(self.calls)
+
+    def note_begin(self, now: float) -> None:
+        """A call has begun while the pool is paused."""
+        self.spare = False
+        self.spare_at = now + PATIENCE
+
+    def next_spare(self) -> float | None:
+        """When one more call may begin, if one waits for that."""
+        waits = self.paused and self.pending and not self.spare
+        return self.spare_at if waits else None
 
     # -- calls -----------------------------------------------------------------------
 
@@ -190,6 +222,12 @@ class State:
         self.shift(worker, WorkerState.DRAINING, now)
         worker.kill_at = now + KILL_AFTER
         return r.Kill(worker.id)
+
+    def kill(self, worker: Worker, now: float) -> r.Kill:
+        """End a worker at once."""
+        self.end_limit(worker)
+        self.shift(worker, WorkerState.DRAINING, now)
+        return r.Kill(worker.id, force=True)
 
     def add_worker(self, number: int, now: float) -> None:
         """A worker is to start."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -19,6 +18,7 @@ from hypothesis.stateful import (
 from shmexec.scheduler import records as r
 from shmexec.scheduler.machine import Machine
 from tests.examples import examples
+from tests.property import weighing
 from tests.snapshots import snapshot
 
 
@@ -60,7 +60,7 @@ class Call:
         self.taken_back_from = set()
 
 
-class Scheduling(RuleBasedStateMachine):
+class Scheduling(weighing.Weighing):
     @initialize(
         max_workers=st.integers(1, 3),
         max_restarts=st.integers(0, 2),
@@ -68,6 +68,7 @@ class Scheduling(RuleBasedStateMachine):
         idle_timeout=st.none() | st.just(5.0),
         start_timeout=st.none() | st.just(1.0),
         exclusive=st.booleans(),
+        limits=weighing.limits,
         warm=st.booleans(),
     )
     def begin(
@@ -78,8 +79,10 @@ class Scheduling(RuleBasedStateMachine):
         idle_timeout,
         start_timeout,
         exclusive,
+        limits,
         warm,
     ):
+        self.limits = limits
         self.machine = Machine(
             max_workers,
             max_restarts=max_restarts,
@@ -87,6 +90,7 @@ class Scheduling(RuleBasedStateMachine):
             idle_timeout=idle_timeout,
             start_timeout=start_timeout,
             exclusive=exclusive,
+            limits=limits,
         )
         self.now = 100.0
         self.calls = {}
@@ -126,6 +130,7 @@ class Scheduling(RuleBasedStateMachine):
                 if other.pending and other.event.worker is None
             )
             assert call.order == first, "not first in, first out within a priority"
+        self.note_begin(command.call)
         call.pending = False
         call.attempts += 1
         call.sent_at = self.now
@@ -153,6 +158,7 @@ class Scheduling(RuleBasedStateMachine):
             if other.pending and other.event.worker is None
         ]
         assert [call.order for call in calls] == sorted(waiting)[: len(calls)]
+        self.note_begin(*command.calls)
         for call in calls:
             call.pending = False
             call.attempts += 1
@@ -216,9 +222,14 @@ class Scheduling(RuleBasedStateMachine):
         assert not process.interrupted or self.machine.exclusive
         process.asked = True
 
-    def do_kill(self, command, _event):
+    def do_kill(self, command, event):
         process = self.processes[command.worker]
         if command.force:
+            if isinstance(event, r.MemorySampled):
+                assert self.sizes[command.worker] > self.limits.within
+                assert process.call is not None or process.pack
+            else:
+                assert process.draining
             process.killed = True
         else:
             overdue = process.limit is not None and self.now >= process.limit

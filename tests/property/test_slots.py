@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -19,6 +18,7 @@ from hypothesis.stateful import (
 from shmexec.scheduler import records as r
 from shmexec.scheduler.machine import Machine
 from shmexec.scheduler.slots import CANCEL_WITHIN
+from tests.property import weighing
 from tests.snapshots import snapshot
 
 
@@ -47,16 +47,22 @@ class Call:
         self.stop_asked = False
 
 
-class Sharing(RuleBasedStateMachine):
+class Sharing(weighing.Weighing):
     @initialize(
         max_workers=st.integers(1, 2),
         slots=st.integers(2, 4),
         idle_timeout=st.none() | st.just(5.0),
         exclusive=st.booleans(),
+        limits=weighing.limits,
     )
-    def begin(self, max_workers, slots, idle_timeout, exclusive):
+    def begin(self, max_workers, slots, idle_timeout, exclusive, limits):
+        self.limits = limits
         self.machine = Machine(
-            max_workers, idle_timeout=idle_timeout, exclusive=exclusive, slots=slots
+            max_workers,
+            idle_timeout=idle_timeout,
+            exclusive=exclusive,
+            slots=slots,
+            limits=limits,
         )
         self.now = 100.0
         self.calls = {}
@@ -83,6 +89,7 @@ class Sharing(RuleBasedStateMachine):
                 for other in self.calls.values()
                 if other.pending and other.event.worker is None
             )
+        self.note_begin(command.call)
         call.pending = False
         call.sent_at = self.now
         process.sent.append(command.call)
@@ -118,10 +125,14 @@ class Sharing(RuleBasedStateMachine):
         assert not process.interrupted or self.machine.exclusive
         process.asked = True
 
-    def do_kill(self, command, _event):
+    def do_kill(self, command, event):
         process = self.processes[command.worker]
         if command.force:
-            assert process.draining
+            if isinstance(event, r.MemorySampled):
+                assert self.sizes[command.worker] > self.limits.within
+                assert process.sent or process.open
+            else:
+                assert process.draining
             process.killed = True
             return
         assert not process.draining
@@ -324,10 +335,18 @@ class Sharing(RuleBasedStateMachine):
         if self.broken:
             return
         waiting = [c for c in self.calls.values() if c.pending and not c.event.worker]
-        for process in self.processes.values():
+        for number, process in self.processes.items():
             if waiting and process.up and not process.draining:
                 here = len(process.sent) + len(process.open)
-                assert here == self.machine.slots
+                assert here == self.machine.slots or self.held_back(number)
+
+    def held_back(self, number):
+        """It is over its limit and has calls, or memory is scarce and others run."""
+        if self.machine.paused:
+            return any(not c.pending and not c.outcomes for c in self.calls.values())
+        return (
+            self.machine.workers[number].heavy and self.machine.workers[number].flight
+        )
 
     def go_on(self):
         for number, process in list(self.processes.items()):
