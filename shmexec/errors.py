@@ -12,6 +12,7 @@
     ├── UnknownFunction        a script has no function of that name (AttributeError)
     ├── WrongArguments         a script's function does not take them (TypeError)
     ├── SharedMemoryFull       over the budget and not allowed to wait (MemoryError)
+    │   └── MemoryScarce       the machine has too little memory left
     ├── QueueFull              no more items are taken now (queue.Full)
     └── PoolClosed             used after shutdown, or in a forked child (RuntimeError)
 
@@ -36,6 +37,7 @@ __all__ = [
     "CallStopped",
     "CallTimeout",
     "FallbackWarning",
+    "MemoryScarce",
     "MemoryWarning",
     "PoolBroken",
     "PoolClosed",
@@ -143,6 +145,26 @@ class SharedMemoryFull(ShmexecError, MemoryError):
         self.used = used
         self.free = max(0, budget - used)
         self.budget = budget
+
+
+class MemoryScarce(SharedMemoryFull):
+    """The machine, or its cgroup, has too little memory left for calls to be taken.
+
+    Attributes:
+        needed: Bytes asked for; 0 for a call without large arguments.
+        used: Bytes of it in use, by whatever program.
+        free: Bytes that are left.
+        budget: Bytes that there are in all.
+        threshold: Bytes that shall be left (``min_free_memory``).
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("needed", "used", "budget", "threshold")
+
+    def __init__(
+        self, message: str, *, needed: int, used: int, budget: int, threshold: int
+    ) -> None:
+        super().__init__(message, needed=needed, used=used, budget=budget)
+        self.threshold = threshold
 
 
 class UnknownFunction(ShmexecError, AttributeError, KeyError):

@@ -77,6 +77,19 @@ class Executor(Calling, BaseExecutor):
         max_shared_memory: Bytes, or a text such as ``"2GB"``, for arguments and results
             together, also those of its actors and pipelines. Default: half of the memory
             that is free at first use, for all executors.
+        max_worker_memory: Bytes, or a text such as ``"2GB"``, of private memory (``rss``
+            without what is shared) that a worker may have after a call. One that has
+            more is replaced, before its next call; an actor is rebuilt, and its state
+            starts afresh. Default: no limit.
+        max_worker_memory_hard: The same in the midst of a call: the worker is killed and
+            the call fails with :class:`shmexec.WorkerDied`, which says so. It is looked
+            at up to 20 times a second, so that it may have up to 100 MB more. Default:
+            no limit.
+        min_free_memory: Memory that shall be left free in the machine, or in its
+            cgroup. If there is less, idle shared memory is returned; if that does not
+            help, calls begin one at a time until there is more; below a quarter of it
+            calls are refused with :class:`shmexec.MemoryScarce`. 0: it is not minded.
+            Default: a twentieth of all memory, at most 1 GiB.
         idle_timeout: Seconds after which an idle worker ends. Default: never.
         threads_per_worker: BLAS and OpenMP threads in each worker. Default: usable CPUs
             divided by workers, at least 1.
@@ -120,6 +133,9 @@ class Executor(Calling, BaseExecutor):
         retries: int = 0,
         max_restarts: int = 3,
         max_shared_memory: int | str | None = None,
+        max_worker_memory: int | str | None = None,
+        max_worker_memory_hard: int | str | None = None,
+        min_free_memory: int | str | None = None,
         idle_timeout: float | None = None,
         threads_per_worker: int | None = None,
         worker_env: Mapping[str, str] | None = None,
@@ -139,6 +155,9 @@ class Executor(Calling, BaseExecutor):
             retries=retries,
             max_restarts=max_restarts,
             max_shared_memory=max_shared_memory,
+            max_worker_memory=max_worker_memory,
+            max_worker_memory_hard=max_worker_memory_hard,
+            min_free_memory=min_free_memory,
             idle_timeout=idle_timeout,
             threads_per_worker=threads_per_worker,
             worker_env=worker_env,
@@ -245,7 +264,9 @@ class Executor(Calling, BaseExecutor):
         from shmexec.runtime import monitor
 
         self._warned = True
-        text = monitor.growth_warning(workers, self._pool.pids())
+        sizes = map(monitor.private_bytes, self._pool.pids())
+        known = [size for size in sizes if size is not None]
+        text = monitor.growth_warning(workers, known)
         warnings.warn(text, MemoryWarning, stacklevel=3)
 
     def __reduce__(self) -> NoReturn:

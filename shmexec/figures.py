@@ -18,9 +18,15 @@ class WorkerStats:
     calls: int
     """Calls it has finished."""
     private_bytes: int | None
-    """``rss - shared`` as psutil sees it now, None if it cannot be read."""
+    """``rss - shared``, as it is now; the last figure of one that has just ended, None
+    if there is none."""
     arena_bytes: int
-    """Bytes of results in its arena that the parent still holds."""
+    """Bytes of results in its arena that the parent still holds. Shared memory counts
+    here only, with its owner, whoever has it mapped."""
+    peak_bytes: int | None = None
+    """The most private memory it was seen to have; looked at now and then."""
+    growth_bytes: int | None = None
+    """What it has more than after its start, initializer included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,18 @@ class Stats:
     """Whether results are born in shared memory: the native part was built, and is used.
 
     Without it each result is copied there once."""
+    workers_replaced: int = 0
+    """Workers over ``max_worker_memory``, replaced after a call."""
+    workers_killed: int = 0
+    """Workers over ``max_worker_memory_hard``, killed in a call."""
+    memory_free: int = 0
+    """Bytes that the machine, or its cgroup, has left."""
+    min_free_memory: int = 0
+    """Bytes that shall be left."""
+    paused: bool = False
+    """Whether calls begin one at a time, since there is less."""
+    pauses: int = 0
+    """How often that came about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,6 +243,9 @@ class Options:
     call: CallOptions = field(default_factory=CallOptions)
     max_restarts: int = 3
     max_shared_memory: int | None = None
+    max_worker_memory: int | None = None
+    max_worker_memory_hard: int | None = None
+    min_free_memory: int | None = None
     idle_timeout: float | None = None
     threads_per_worker: int = 1
     worker_env: Mapping[str, str] = field(default_factory=dict)
@@ -269,6 +272,9 @@ class Options:
         retries: object,
         max_restarts: object,
         max_shared_memory: object,
+        max_worker_memory: object,
+        max_worker_memory_hard: object,
+        min_free_memory: object,
         idle_timeout: object,
         threads_per_worker: object,
         worker_env: object,
@@ -308,6 +314,11 @@ class Options:
             call=CallOptions(cast("Any", timeout), cast("Any", retries)),
             max_restarts=non_negative_int("max_restarts", max_restarts),
             max_shared_memory=byte_count("max_shared_memory", max_shared_memory),
+            max_worker_memory=byte_count("max_worker_memory", max_worker_memory),
+            max_worker_memory_hard=_hard_limit(
+                max_worker_memory_hard, max_worker_memory
+            ),
+            min_free_memory=_free_memory(min_free_memory),
             idle_timeout=seconds_or_none("idle_timeout", idle_timeout),
             threads_per_worker=threads,
             worker_env=_environment(worker_env),
@@ -317,6 +328,24 @@ class Options:
             fallback=_fallback(fallback),
             context=_context(context),
         )
+
+
+def _hard_limit(hard: object, soft: object) -> int | None:
+    limit = byte_count("max_worker_memory_hard", hard)
+    lower = byte_count("max_worker_memory", soft)
+    if limit is not None and lower is not None and limit < lower:
+        msg = (
+            f"max_worker_memory_hard must be at least max_worker_memory ({soft!r}), "
+            f"not {hard!r}"
+        )
+        raise ValueError(msg)
+    return limit
+
+
+def _free_memory(value: object) -> int | None:
+    return (
+        0 if type(value) is int and value == 0 else byte_count("min_free_memory", value)
+    )
 
 
 def _context(variables: object) -> tuple[ContextVar[Any], ...]:

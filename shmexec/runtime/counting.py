@@ -10,8 +10,8 @@ from collections.abc import Hashable
 from shmexec.figures import Stats, WorkerStats
 from shmexec.memory import native
 from shmexec.memory.host import Block
-from shmexec.runtime import monitor
 from shmexec.runtime.calls import PackedCall
+from shmexec.runtime.guard import Guard
 from shmexec.runtime.tables import Tables
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
@@ -23,9 +23,12 @@ class Counting:
     Args:
         tables: The pool's.
         account: Who it is in the budget of its memory.
+        guard: Knows the memory of workers, and what is left of it.
     """
 
-    def __init__(self, tables: Tables, account: Hashable) -> None:
+    def __init__(self, tables: Tables, account: Hashable, guard: Guard) -> None:
+        self._guard = guard
+        self._reserve = tables.reserve
         self._options = tables.options
         self._machine = tables.machine
         self._workers = tables.workers
@@ -94,12 +97,20 @@ class Counting:
             shared_memory_used=used,
             shared_memory_budget=budget,
             native=self._options.native and native.is_built(),
+            workers_replaced=machine.weight.retired,
+            workers_killed=machine.weight.killed,
+            memory_free=self._guard.memory().free,
+            min_free_memory=self._reserve,
+            paused=machine.paused,
+            pauses=machine.weight.pauses,
         )
 
     def _worker_stats(self, number: int, state: str, done: int) -> WorkerStats:
         handle = self._workers.get(number)
         if handle is None:
             return WorkerStats(None, state, done, None, 0)
-        handle.memory = monitor.private_bytes(handle.process.pid)
+        self._guard.measure(handle)
+        seen = handle.footprint
         arena = handle.arena.leased
-        return WorkerStats(handle.process.pid, state, done, handle.memory, arena)
+        pid = handle.process.pid
+        return WorkerStats(pid, state, done, seen.now, arena, seen.peak, seen.growth)

@@ -1,6 +1,7 @@
-"""What the system, psutil and the cgroup files say about memory.
+"""What the system says about memory: of a process, of the machine, of its cgroup.
 
-psutil is imported when it is needed: the first executor of a program does not need it.
+On Linux its files are read, elsewhere psutil is asked, which is imported only then: the
+first executor of a program does not need it.
 """
 
 from __future__ import annotations
@@ -8,8 +9,17 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import NamedTuple
 
-_UNLIMITED = 1 << 60
+from shmexec.runtime import cgroups
+
+
+class Memory(NamedTuple):
+    """Memory of the machine, or of its cgroup if that has less left, in bytes."""
+
+    total: int
+    free: int
+    """What can be had without swapping."""
 
 
 def private_bytes(pid: int) -> int | None:
@@ -18,6 +28,23 @@ def private_bytes(pid: int) -> int | None:
     Shared pages are not its own: an arena would count as "unique" to the process that
     happened to touch it first.
     """
+    try:
+        descriptor = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None if _PROC else _private_bytes_elsewhere(pid)
+    except OSError:
+        return None
+    try:
+        _, resident, shared, _ = os.read(descriptor, 256).split(b" ", 3)
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(descriptor)
+    # One that has ended and was not reaped yet has no memory, which is no reading.
+    return max(0, int(resident) - int(shared)) * _PAGE if int(resident) else None
+
+
+def _private_bytes_elsewhere(pid: int) -> int | None:
     import psutil
 
     try:
@@ -27,16 +54,43 @@ def private_bytes(pid: int) -> int | None:
     return max(0, int(info.rss) - int(getattr(info, "shared", 0)))
 
 
+_PROC = os.path.exists("/proc/self/statm")
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+def memory() -> Memory:
+    """What there is of it now."""
+    total, free = _machine()
+    group = cgroups.tightest(cgroups.own_groups())
+    if group is not None:
+        total, free = min(total, group.limit), min(free, group.free)
+    return Memory(total, free)
+
+
 def total_bytes() -> int:
     """Memory of the machine, or of its cgroup if that has less."""
-    limit, _ = _cgroup()
-    return min(_machine()[0], limit)
+    return memory().total
 
 
 def available_bytes() -> int:
     """Memory that can be had now without swapping, in the machine and the cgroup."""
-    limit, used = _cgroup()
-    return max(0, min(_machine()[1], limit - used))
+    return memory().free
+
+
+def oom_kills() -> int | None:
+    """How many processes were killed so far for want of memory; None if nothing tells.
+
+    In the cgroup, or else in the whole machine.
+    """
+    kills = cgroups.oom_kills(cgroups.own_groups())
+    if kills is not None:
+        return kills
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line for line in lines if line.startswith("oom_kill ")]
+    return int(found[0].split()[1]) if found else None
 
 
 def _machine() -> tuple[int, int]:
@@ -62,65 +116,19 @@ def can_take(nbytes: int) -> bool:
     return available_bytes() - nbytes > total_bytes() // 10
 
 
-def _cgroup() -> tuple[int, int]:
-    """Limit and use of the innermost limited cgroup; a huge limit if none has one."""
-    best = (_UNLIMITED, 0)
-    for folder, limit_name, used_name in _cgroup_folders():
-        try:
-            limit_text = (folder / limit_name).read_text().strip()
-            used = int((folder / used_name).read_text())
-            used -= _inactive_file(folder)
-            limit = _UNLIMITED if limit_text == "max" else int(limit_text)
-        except (OSError, ValueError):
-            continue
-        if limit < _UNLIMITED and limit - used < best[0] - best[1]:
-            best = (limit, used)
-    return best
-
-
-def _inactive_file(folder: Path) -> int:
-    """Page cache that the kernel drops when it needs room."""
-    for line in (folder / "memory.stat").read_text().splitlines():
-        name, _, value = line.partition(" ")
-        if name in {"inactive_file", "total_inactive_file"}:
-            return int(value)
-    return 0
-
-
 @functools.cache
-def _cgroup_folders() -> tuple[tuple[Path, str, str], ...]:
-    root = Path("/sys/fs/cgroup")
-    found: list[tuple[Path, str, str]] = []
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return ()
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            names, base = ("memory.max", "memory.current"), root
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-            base = root / "memory"
-        else:
-            continue
-        folder = base / path.lstrip("/")
-        found += [
-            (place, *names)
-            for place in (folder, *folder.parents)
-            if place.is_relative_to(base) and (place / names[0]).exists()
-        ]
-    return tuple(found)
+def default_reserve() -> int:
+    """Bytes that shall be left free: a twentieth of all, at most 1 GiB."""
+    return min(1 << 30, total_bytes() // 20)
 
 
-def growth_warning(workers: int, pids: list[int]) -> str:
-    """What to say when a pool of more than eight workers is asked for.
+def growth_warning(workers: int, sizes: list[int]) -> str:
+    """What to say of a pool of more than eight workers.
 
     Args:
-        workers: How many are asked for.
-        pids: Processes of running workers, to be measured.
+        workers: How many there may be.
+        sizes: Private memory of those that run, in bytes.
     """
-    sizes = [size for pid in pids if (size := private_bytes(pid)) is not None]
     if sizes:
         each, source = max(sizes), f"measured in {len(sizes)} running workers"
     else:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shmexec.deadline import now
-from shmexec.errors import PoolBroken, SerializationError
+from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
 from shmexec.figures import Stats
 from shmexec.memory.host import Block
 from shmexec.options import CallOptions, Options
@@ -29,6 +29,7 @@ from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import Outcome, PackedCall, pack
 from shmexec.runtime.counting import Counting
 from shmexec.runtime.futures import Future
+from shmexec.runtime.guard import Guard
 from shmexec.runtime.leading import READ, Leading
 from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.quotas import Quotas
@@ -91,7 +92,7 @@ class Pool:
         self._to_look: deque[int] = deque()
         self._dropped: deque[int] = deque()  # streams without a consumer
         self._since_glance = 0
-        self._remarks: deque[str] = deque()  # what the dispatcher is to warn of
+        self._remarks: deque[Warning] = deque()  # what the dispatcher is to warn of
         self._remarked: set[str] = set()  # what it need not warn of again
         self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
         self._closed = False
@@ -101,7 +102,8 @@ class Pool:
         self.leading = Leading(self)
         self.outputs = Outputs(self.leading)
         self._sending = Sending(tables, self.leading.poller, self._events.append)
-        self._counting = Counting(tables, self)
+        self._guard = Guard(tables, self._handle, self._remarks.append)
+        self._counting = Counting(tables, self, self._guard)
         self._quotas = Quotas(tables, self, self._sending.tell)
         self._replies = Replies(
             tables,
@@ -111,6 +113,7 @@ class Pool:
             self._numbers,
             self._handle,
             self._remarks.append,
+            self._guard,
         )
         try:
             self._starting = Starting(tables, self, self._sending)
@@ -128,6 +131,8 @@ class Pool:
             r.Exit: self._sending.exit,
             r.Interrupt: self._sending.interrupt,
             r.Kill: self._kill,
+            r.Trim: self._trim,
+            r.Warn: self._guard.warn,
             r.Drop: self._drop,
             r.Fail: self._fail,
             r.Broke: self._broke,
@@ -155,6 +160,8 @@ class Pool:
         given to another call. It goes to ``keep`` before anybody else has it.
         """
         self.check_open()
+        if self._guard.refusing and not sealed:
+            self._refuse()
         around = around_calls(self.options.context)
         try:
             call = pack(
@@ -180,6 +187,7 @@ class Pool:
                     self.check_open()
                 if not self.leading.started:
                     self.leading.start()
+                armed = self._guard.due is None and self._guard.arm()
                 call.number = number = next(self._numbers)
                 call.future.attach(self, number)
                 self._calls[number] = call
@@ -205,6 +213,7 @@ class Pool:
             options.timeout is not None
             or self._starting.due
             or call.number in self._outcomes
+            or armed
         ):
             self.leading.wake()
         elif self._since_glance >= GLANCE_AFTER and may_block():
@@ -225,6 +234,8 @@ class Pool:
     ) -> Stream[Any]:
         """Take a call in whose items are wanted; see :meth:`shmexec.Executor.stream`."""
         self.check_open()
+        if self._guard.refusing:
+            self._refuse()
         around = around_calls(self.options.context)
         call = pack(fn, args, kwargs, self.room, around=around)
         call.credit = buffersize
@@ -467,14 +478,23 @@ class Pool:
                 self._bury(self._ended[0])
                 self._ended.popleft()
             if ticking:
-                due = self._machine.next_tick()
-                if due is not None and due <= now():
-                    self._handle(r.Tick())
+                self._tick()
             while self._to_look:
                 self._replies.look(self._to_look[0])
                 self._to_look.popleft()
             if self._quotas.wanting:
                 self._quotas.answer()
+        if self._guard.trimming:
+            self._guard.trimming = False
+            self.host.trim()
+
+    def _tick(self) -> None:
+        moment = now()
+        due, look = self._machine.next_tick(), self._guard.due
+        if due is not None and due <= moment:
+            self._handle(r.Tick())
+        if look is not None and look <= moment:
+            self._guard.look()
 
     def _bury(self, handle: WorkerHandle) -> None:
         """A worker's process has ended: take its words in, then let it go."""
@@ -509,15 +529,32 @@ class Pool:
         with self._lock:
             return any(not call.credit for call in self._calls.values())
 
+    def _trim(self, _command: r.Trim) -> None:
+        self._quotas.reclaim()
+        self._guard.trimming = True
+
+    def scarcity(self, nbytes: int) -> SharedMemoryFull | None:
+        """Why a block should not be made now, if the machine has too little memory."""
+        return self._guard.refusal(nbytes) if self._machine.paused else None
+
+    def _refuse(self) -> None:
+        """Take no call, unless there is more memory than when somebody last looked."""
+        with self._lock, self._whole:
+            self._guard.look_anew()
+        self.leading.wake()
+        if self._guard.refusing:
+            raise self._guard.refusal()
+
     # -- for whoever leads -------------------------------------------------------------
 
     def seconds_to_tick(self) -> float | None:
         """Seconds until the machine wants to know the time."""
         # Looked at without the lock: whoever changes it wakes the leader afterwards.
+        look = self._guard.due
         if not (self._machine.has_timers or self._quotas.wanting):
-            return None
+            return None if look is None else max(0.0, look - now())
         with self._lock:  # other threads submit meanwhile
-            times = (self._machine.next_tick(), self._quotas.next_due())
+            times = (self._machine.next_tick(), self._quotas.next_due(), look)
         due = min((time for time in times if time is not None), default=None)
         return None if due is None else max(0.0, due - now())
 
@@ -591,7 +628,7 @@ class Pool:
     def _remark_once(self, what: str, text: str) -> None:
         if what not in self._remarked:
             self._remarked.add(what)
-            self._remarks.append(text)
+            self._remarks.append(RuntimeWarning(text))
 
     def _adopt(self, handle: WorkerHandle) -> None:
         if handle.process.instead:

@@ -15,6 +15,7 @@ from typing import Any
 
 from shmexec.runtime import reports
 from shmexec.runtime.calls import Outcome, PackedCall
+from shmexec.runtime.guard import Guard
 from shmexec.runtime.leading import Poller
 from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.quotas import Quotas
@@ -45,6 +46,7 @@ class Replies:
         numbers: Numbers of calls, of which items of streams take some.
         handle: Tells the scheduler of an event, and does what it says.
         remark: Has the program warned of something that no call can tell.
+        guard: Looks at workers as they become idle.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class Replies:
         poller: Poller,
         numbers: Iterator[int],
         handle: Callable[[r.Event], None],
-        remark: Callable[[str], None],
+        remark: Callable[[Warning], None],
+        guard: Guard,
     ) -> None:
         self._tables = tables
         self._options = tables.options
@@ -70,6 +73,7 @@ class Replies:
         self._numbers = numbers
         self._handle = handle
         self._remark = remark
+        self._guard = guard
         self.inbox: deque[tuple[WorkerHandle, bytes]] = deque()
         self.refused = False
         """Whether the initializer raised."""
@@ -143,6 +147,8 @@ class Replies:
         elif kind is Kind.READY:
             self._outputs.drain(handle.output)
             event = r.WorkerBegan if message.request else r.WorkerReady
+            if event is r.WorkerReady:
+                self._guard.ready(handle)
             self._handle(event(handle.number))
         elif kind is Kind.REFUSED:
             self._outputs.drain(handle.output)
@@ -167,7 +173,8 @@ class Replies:
     def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
         kind, number = message.kind, message.request
         if not number and kind is Kind.ERROR:
-            self._remark(reports.failed_cleanup(handle, message.payload, self._options))
+            text = reports.failed_cleanup(handle, message.payload, self._options)
+            self._remark(RuntimeWarning(text))
             return
         call = self._calls.get(number)
         state, worker = self._running(handle, message)
@@ -181,6 +188,8 @@ class Replies:
                 call, kind, payload, views, None, False, warning, after
             )
             self._tables.forget(call.number)
+        if handle.look_after:
+            self._guard.call_ended(handle)
         ok, seconds = kind is Kind.RESULT, message.seconds
         if number in worker.pack:
             self._handle(r.PackReplied(handle.number, ((number, ok, seconds),), False))
@@ -264,6 +273,8 @@ class Replies:
                 self._outcomes[number] = Outcome(call, kind, payload, after=after)
                 self._tables.forget(number)
             came[number] = number, kind is Kind.RESULT, seconds
+        if ended and handle.look_after and worker is not None:
+            self._guard.call_ended(handle)
         if came or ended:
             self._handle(r.PackReplied(handle.number, tuple(came.values()), ended))
 
@@ -296,9 +307,10 @@ class Replies:
         self.take_all(handle)
         code = handle.process.reap()
         self._outputs.drop(handle.output)
-        reason = reports.death(handle, code)
+        reason = reports.death(handle, code, self._guard.hint)
         if self._options.actor is not None and handle.asked and code:
-            self._remark(reports.unfinished_cleanup(reason, self._options))
+            text = reports.unfinished_cleanup(reason, self._options)
+            self._remark(RuntimeWarning(text))
         not_begun, begun = handle.call_not_begun(), handle.begun()
         self._quotas.forget(handle)
         worker = self._machine.workers.get(handle.number)

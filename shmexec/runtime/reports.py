@@ -42,8 +42,16 @@ def fewer(options: Options, running: int, reason: str) -> str:
     )
 
 
-def death(handle: WorkerHandle, code: int | None) -> str:
-    """How a worker ended, in words; notes the exit code in the handle."""
+def death(
+    handle: WorkerHandle, code: int | None, hint: Callable[[WorkerHandle], str]
+) -> str:
+    """How a worker ended, in words; notes the exit code in the handle.
+
+    Args:
+        handle: Of the worker.
+        code: Its exit code.
+        hint: Tells why it was perhaps killed from outside.
+    """
     handle.exitcode = code
     who = f"worker {handle.number} (pid {handle.process.pid})"
     if handle.distrusted:
@@ -58,9 +66,10 @@ def death(handle: WorkerHandle, code: int | None) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
+    if handle.verdict:
+        return f"{who} was killed, since {handle.verdict},"
     outside = name == "SIGKILL" and not handle.killed
-    hint = ", possibly out of memory" if outside else ""
-    return f"{who} was killed by {name}{hint}"
+    return f"{who} was killed by {name}{hint(handle) if outside else ''}"
 
 
 def broken(options: Options, reasons: tuple[str, ...]) -> PoolBroken:
@@ -116,11 +125,11 @@ def unfinished_cleanup(reason: str, options: Options) -> str:
     )
 
 
-def warn(text: str) -> None:
+def warn(warning: Warning) -> None:
     """Warn of something that belongs to no call, in a thread that is nobody's."""
     try:
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
-    except RuntimeWarning as error:  # the program has made errors of them
+        warnings.warn(warning, stacklevel=2)
+    except Warning as error:  # the program has made errors of them
         thread = threading.current_thread()
         threading.excepthook(
             threading.ExceptHookArgs((type(error), error, error.__traceback__, thread))

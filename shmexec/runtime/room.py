@@ -98,6 +98,7 @@ class RoomMaker:
         borrow = not may_wait  # else when idle workers have given what they can
         asked: Deadline | None = None
         deadline: Deadline | None = None
+        self._await_memory(nbytes, may_wait=may_wait)
         while True:
             try:
                 return host.allocate(
@@ -130,6 +131,22 @@ class RoomMaker:
 
     def _in_flight(self) -> bool:
         return any(pool.in_flight() for pool in self._pools())
+
+    def _scarcity(self, nbytes: int) -> SharedMemoryFull | None:
+        errors = (pool.scarcity(nbytes) for pool in self._pools())
+        return next((error for error in errors if error is not None), None)
+
+    def _await_memory(self, nbytes: int, *, may_wait: bool) -> None:
+        """While the machine has too little memory: wait as long as calls are in flight.
+
+        They end, or whoever leads sees that there is more, which this thread looks for.
+        If none is in flight nobody would look, and this one may go.
+        """
+        while (error := self._scarcity(nbytes)) is not None and self._in_flight():
+            if not may_wait:
+                raise error
+            with self._host.room:
+                self._host.room.wait(LOOK)
 
 
 class SharedBlocks:

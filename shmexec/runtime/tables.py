@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from shmexec.memory.host import Host
 from shmexec.options import Options
+from shmexec.runtime import monitor
 from shmexec.runtime.calls import Outcome, PackedCall
 from shmexec.runtime.room import RoomMaker
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler.machine import Machine
+from shmexec.scheduler.weight import Limits
 
 
 class Tables:
@@ -21,6 +23,7 @@ class Tables:
         options: The pool's settings.
         host: Its memory.
         room: Gives calls their blocks.
+        reserve: Bytes of the machine's memory that shall be left.
         machine: The scheduler.
         calls: Calls that are not done, by their numbers.
         outcomes: Of calls that are done, and of items of streams; not resolved yet.
@@ -31,6 +34,8 @@ class Tables:
         self.options = options
         self.host = host
         self.room = room
+        own = options.min_free_memory
+        self.reserve = monitor.default_reserve() if own is None else own
         self.machine = Machine(
             options.max_workers,
             max_restarts=options.max_restarts,
@@ -39,6 +44,11 @@ class Tables:
             start_timeout=options.actor.start_timeout if options.actor else None,
             exclusive=options.actor is not None,
             slots=options.actor.slots if options.actor else 1,
+            limits=Limits(
+                options.max_worker_memory,
+                options.max_worker_memory_hard,
+                self.reserve,
+            ),
         )
         self.calls: dict[int, PackedCall] = {}
         self.outcomes: dict[int, Outcome] = {}

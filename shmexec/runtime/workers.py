@@ -19,6 +19,7 @@ from shmexec.memory import native
 from shmexec.memory.host import Host
 from shmexec.options import Options
 from shmexec.runtime import lifecycle
+from shmexec.runtime.footprint import Footprint
 from shmexec.runtime.outputs import WorkerOutput
 from shmexec.runtime.processes import WorkerProcess
 from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
@@ -58,6 +59,9 @@ class WorkerHandle:
         asked: Whether it was asked to end.
         killed: Whether it was killed by this program.
         distrusted: What was wrong with what it sent, if it was killed for that.
+        footprint: Its private memory.
+        look_after: Whether to look at that after its call.
+        verdict: Why it was killed, if for its memory.
     """
 
     def __init__(
@@ -75,7 +79,9 @@ class WorkerHandle:
         self.pack: tuple[int, ...] = ()
         self.trimming = False
         self.trim_until = 0.0
-        self.memory: int | None = None
+        self.footprint = Footprint()
+        self.look_after = False
+        self.verdict = ""
         self.exitcode: int | None = None
         self.copied_out = 0
         self.blocks = (0, 0)
@@ -199,6 +205,11 @@ class WorkerHandle:
             path=list(sys.path),
             folder=_folder(),
         )
+
+    @property
+    def memory(self) -> int | None:
+        """Its private memory in bytes when last looked at, None if never."""
+        return self.footprint.now
 
     @property
     def arenas(self) -> set[int]:

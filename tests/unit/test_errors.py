@@ -18,6 +18,7 @@ EXAMPLES = [
     errors.CallStopped("message"),
     errors.PoolBroken("message", ("one", "two")),
     errors.SharedMemoryFull("message", needed=9, used=4, budget=10),
+    errors.MemoryScarce("message", needed=9, used=4, budget=10, threshold=7),
     errors.PoolClosed("message"),
 ]
 
