@@ -91,8 +91,8 @@ class Replies:
         except (BlockingIOError, ConnectionError):
             return False
         if len(inbox) > before and not inbox[-1][1]:
-            inbox.pop()
-            # End of data is not yet the end of the process: the sentinel tells.
+            # End of data is not yet the end of the process: the sentinel tells. If that
+            # does not come, somebody closed all descriptors, and the call goes on.
             self._poller.remove(descriptor)
             return False
         return len(inbox) > before
@@ -112,6 +112,9 @@ class Replies:
             try:
                 if handle.distrusted:
                     pass  # what it says after that is not listened to
+                elif not data:
+                    handle.mute = True
+                    self._handle(r.WorkerMute(handle.number))
                 elif handle.framer is None:
                     self._on_message(handle, decode(data))
                 else:

@@ -58,6 +58,11 @@ def death(
         return f"{who} was killed, since it sent {handle.distrusted}"
     if code == NOT_STARTED:
         return f"{who} could not start: {handle.fault_text()}"
+    if handle.mute and handle.killed and not handle.asked:
+        return (
+            f"{who} was killed, since it had closed its end of the connection, and went "
+            "on (code that closes all descriptors does that)"
+        )
     if code is None:
         return f"{who} ended, how is not known"
     if code >= 0:

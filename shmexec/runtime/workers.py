@@ -58,6 +58,7 @@ class WorkerHandle:
         warning: To be given with the result of that call.
         asked: Whether it was asked to end.
         killed: Whether it was killed by this program.
+        mute: Whether it has closed its end of the connection.
         distrusted: What was wrong with what it sent, if it was killed for that.
         footprint: Its private memory.
         look_after: Whether to look at that after its call.
@@ -86,7 +87,7 @@ class WorkerHandle:
         self.copied_out = 0
         self.blocks = (0, 0)
         self.warning = ""
-        self.asked = self.killed = False
+        self.asked = self.killed = self.mute = False
         self.distrusted = ""
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._objects: dict[bytes, weakref.ref[SharedObject]] = {}

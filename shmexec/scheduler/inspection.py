@@ -43,6 +43,7 @@ def _validate_counts(state: State, packs: Packs) -> None:
     limited += sum(c.stop_at is not None for c in calls)
     limited += sum(c.kill_at is not None for c in calls)
     assert state.timed == limited
+    assert state.mute <= set(state.workers)
     idle = {
         w.id
         for w in workers

@@ -81,6 +81,7 @@ class Machine:
             r.PackReplied: self._on_pack_replied,
             r.PackExpired: self._on_pack_expired,
             r.WorkerDead: self._on_dead,
+            r.WorkerMute: self._on_mute,
             r.Cancelled: self._on_cancelled,
             r.Resized: self._on_resized,
             r.Closed: self._on_closed,
@@ -255,6 +256,12 @@ class Machine:
             commands.append(state.fail(pinned, "died", now, worker, reason))
         return [*commands, *self._dispatch(now), *self._maybe_finish(now)]
 
+    def _on_mute(self, event: r.WorkerMute, now: float) -> list[Command]:
+        worker = self.workers.get(event.worker)
+        if worker is not None:
+            self._state.silence(worker, now)
+        return []
+
     # -- the pool --------------------------------------------------------------------
 
     def _on_resized(self, event: r.Resized, now: float) -> list[Command]:
@@ -398,6 +405,7 @@ class Machine:
             state.timed
             or self._packs.open
             or state.draining
+            or state.mute
             or self.idle_timeout is not None
             or (state.pending and not state.idle and state.active() < state.max_workers)
             or (state.paused and state.pending)

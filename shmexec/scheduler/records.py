@@ -130,6 +130,12 @@ class WorkerDead(NamedTuple):
     """It never began, since the system had nothing left for it now."""
 
 
+class WorkerMute(NamedTuple):
+    """A worker will not be heard of any more, but for its end."""
+
+    worker: int
+
+
 class Cancelled(NamedTuple):
     """Somebody does not want the call any more; ``running``: not even if it runs."""
 
@@ -175,6 +181,7 @@ Event = (
     | PackReplied
     | PackExpired
     | WorkerDead
+    | WorkerMute
     | Cancelled
     | Resized
     | Closed

@@ -25,6 +25,9 @@ Those that run may wait for it: for one that they submitted to another thread, s
 it yields items, for whoever takes them.
 """
 
+MUTE_AT_MOST = 1.0
+"""Seconds that a worker which has closed its end of the connection may take to end."""
+
 
 class State:
     """See the module.
@@ -54,6 +57,7 @@ class State:
         )
         self.starting = 0
         self.draining = 0
+        self.mute: set[int] = set()  # workers that cannot reply any more
         self.timed = 0  # workers, and calls that share one, with a time limit
         # Paused: calls begin one at a time, with one to spare after some patience.
         self.paused = False
@@ -229,6 +233,15 @@ class State:
         self.shift(worker, WorkerState.DRAINING, now)
         return r.Kill(worker.id, force=True)
 
+    def silence(self, worker: Worker, now: float) -> None:
+        """A worker cannot reply any more: it may end by itself, for a moment.
+
+        One that drains is given its time already.
+        """
+        if worker.state is not WorkerState.DRAINING:
+            self.mute.add(worker.id)
+            worker.kill_at = now + MUTE_AT_MOST
+
     def add_worker(self, number: int, now: float) -> None:
         """A worker is to start."""
         self.workers[number] = Worker(number, now)
@@ -238,6 +251,7 @@ class State:
         """A worker is gone."""
         del self.workers[worker.id]
         self.idle.pop(worker.id, None)
+        self.mute.discard(worker.id)
         self.end_limit(worker)
         self.starting -= worker.state is WorkerState.STARTING
         self.draining -= worker.state is WorkerState.DRAINING

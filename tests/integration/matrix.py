@@ -53,6 +53,8 @@ TABLE: dict[str, list[str]] = {
     "stack overflow": _DEADLY,
     "MemoryError": _RAISED,
     "closed descriptors": _DEADLY,
+    "closed, and goes on": _DEADLY,
+    "empty message": _DEADLY,
     "no descriptors left": _HARMLESS,
     "thread still running": _HARMLESS,
     "grandchild": _DEADLY,
@@ -80,7 +82,7 @@ it fails with what it raised. time: it fails with CallTimeout; a worker that han
 its call has begun costs that call its time, too. broken: an initializer that raises breaks
 the pool: all that wait fail with PoolBroken. full: one call fails with SharedMemoryFull,
 the next one finds room. Stopped, or with a thread, in its end: killed when its time for
-that is over. What raises outside of a call stands for a signal handler of user code's."""
+that is over; who has closed its end of the pipe has a moment. What raises outside of a call stands for a signal handler of user code's."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import gc
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -148,6 +149,23 @@ def _close(_: Plan) -> None:
     os.closerange(3, 1024)
 
 
+def _close_and_stay(plan: Plan) -> NoReturn:
+    os.close(plan.replies)
+    while True:
+        with contextlib.suppress(BaseException):
+            signal.pause()
+
+
+def _say_nothing(plan: Plan) -> NoReturn:
+    """In packets a message without bytes looks like the end of data."""
+    if plan.packets:
+        socket.socket(fileno=os.dup(plan.replies)).send(b"")
+        while True:
+            with contextlib.suppress(BaseException):
+                signal.pause()
+    _close_and_stay(plan)
+
+
 def _exhaust(_: Plan) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -216,6 +234,8 @@ FAULTS: dict[str, Callable[[Plan], object]] = {
     "stack overflow": _overflow,
     "MemoryError": _no_memory,
     "closed descriptors": _close,
+    "closed, and goes on": _close_and_stay,
+    "empty message": _say_nothing,
     "no descriptors left": _exhaust,
     "thread still running": _thread,
     "grandchild": _grandchild,

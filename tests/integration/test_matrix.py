@@ -35,11 +35,15 @@ TEXTS = {
     "stack overflow": "SIGSEGV",
     "MemoryError": "code 1",
     "closed descriptors": "code 1",
+    "closed, and goes on": "closed its end of the connection",
+    "empty message": "closed its end of the connection",
     "grandchild": "SIGKILL",
     "truncated message": "that are no message|code 7",
     "garbage": "35 bytes that are no message|where a message is to start",
 }
 """What WorkerDied says of it."""
+
+STAY = {"SIGTERM ignored", "closed, and goes on", "empty message", "garbage"}
 
 OWN = {
     "sys.exit": SystemExit,
@@ -54,7 +58,13 @@ class Trial:
     def __init__(self, pair: Pair, folder: Path) -> None:
         self.pair = pair
         self.folder = folder
-        self.hangs = pair.fault == "SIGTERM ignored"
+        # Processes that do not end, nor come to the end of the fault.
+        self.stays = pair.fault in STAY
+        # Nothing limits a start: calls wait for another worker.
+        self.starves = pair.fault == "SIGTERM ignored" and pair.moment in {
+            "starting",
+            "initializer",
+        }
 
     # -- the fault -----------------------------------------------------------------------
 
@@ -80,8 +90,8 @@ class Trial:
         """Have a worker that waits for a message be struck; returns when it was."""
         os.kill(pid, signal.SIGUSR2)
         assert wait_until(self.has_struck)
-        if self.hangs or self.pair.fault == "garbage":
-            return  # it stays where it is
+        if self.stays:
+            return
         assert wait_until(lambda: self.is_over(pid))
 
     def is_over(self, pid: int) -> bool:
@@ -121,6 +131,7 @@ def trial(request, tmp_path, monkeypatch) -> Iterator[Trial]:
     monkeypatch.setenv("SHMEXEC_NATIVE", str(int(pair.native)))
     # How long a worker may take for its end: what hangs there is waited for.
     monkeypatch.setattr(state, "EXIT_WITHIN", 0.3)
+    monkeypatch.setattr(state, "MUTE_AT_MOST", 0.2)
     trial = Trial(pair, tmp_path)
     if pair.moment == "leased":
         monkeypatch.setattr(faultpoints, "hook", trial.between_lease_and_send)
@@ -159,8 +170,9 @@ def run(trial: Trial, gate) -> None:
             [pid] = {w.pid for w in executor.stats().workers if w.state == "idle"}
             trial.strike(pid)
         futures = submit(executor, trial)
-        if trial.hangs and pair.moment in {"starting", "initializer"}:
-            gate.open()  # nothing limits a start: they wait for the other worker
+        if trial.starves:
+            assert wait_until(trial.has_struck)
+            gate.open()
         if pair.fault.startswith("SIGSTOP") and pair.moment not in {
             "draining",
             "shutdown",

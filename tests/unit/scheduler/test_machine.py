@@ -9,7 +9,7 @@ from shmexec.scheduler.crew import BACKOFF
 from shmexec.scheduler.machine import Machine
 from shmexec.scheduler.records import CallState, WorkerState
 from shmexec.scheduler.slots import CANCEL_WITHIN
-from shmexec.scheduler.state import EXIT_WITHIN, KILL_AFTER
+from shmexec.scheduler.state import EXIT_WITHIN, KILL_AFTER, MUTE_AT_MOST
 
 
 class Pool:
@@ -95,6 +95,25 @@ def test_a_call_that_had_begun_fails_with_its_worker_and_the_next_gets_a_new_one
         r.Spawn(2),
     ]
     assert pool(r.WorkerReady(2)) == [r.Send(2, 2)]
+
+
+def test_a_worker_that_cannot_reply_any_more_has_a_moment_to_end():
+    pool = Pool(1).with_ready(1)
+    pool.submit(1)
+    assert pool(r.WorkerMute(1)) == []
+    assert pool.machine.has_timers
+    assert pool.after(MUTE_AT_MOST) == [r.Kill(1, force=True)]
+    assert pool(r.WorkerDead(1, "killed")) == [r.Fail(1, "died", 1, "killed")]
+    assert not pool.machine.has_timers
+    assert pool.machine.deaths == 1
+
+
+def test_one_that_has_been_asked_to_end_keeps_its_time_for_that():
+    pool = Pool(1).with_ready(1)
+    assert pool(r.Closed(cancel_pending=False)) == [r.Exit(1)]
+    assert pool(r.WorkerMute(1)) == []
+    assert pool.after(MUTE_AT_MOST) == []
+    assert pool(r.WorkerMute(7)) == [], "it has died meanwhile"
 
 
 def test_an_unread_call_waits_again_in_its_old_place():
