@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future as BaseFuture, InvalidStateError
-from concurrent.futures._base import CANCELLED, FINISHED, LOGGER, PENDING, RUNNING
+from concurrent.futures._base import (
+    CANCELLED,
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    LOGGER,
+    PENDING,
+    RUNNING,
+)
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shmexec.deadline import Deadline
@@ -37,13 +45,15 @@ class Future(BaseFuture[T]):
     _exception: BaseException | None = None
     _result: T | None = None
 
+    # There may be very many futures. What the base class makes for each, a condition of
+    # eight objects and two lists, is made for those that need it; and so what would make
+    # a condition is done here without.
+    _waiting: list[Any] | None = None
+    _done_callbacks: Sequence[Callable[[BaseFuture[T]], Any]] = ()
+
     def __init__(self) -> None:
-        # As the base class does it, but that its condition is made when it is asked for:
-        # there may be very many futures, and a condition is eight objects.
         self._lock = threading.RLock()
         self._state = PENDING
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
 
     def attach(self, pool: Pool, call: int) -> None:
         """Tie the future to its call; for the pool only."""
@@ -68,12 +78,18 @@ class Future(BaseFuture[T]):
                 self._made = threading.Condition(self._lock)
             return self._made
 
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        """Those whom ``concurrent.futures`` has told of the end; under the lock."""
+        with self._lock:
+            if self._waiting is None:
+                self._waiting = []
+            return self._waiting
+
     def set_result(self, result: T) -> None:
         """For the pool only."""
         with self._lock:
-            if self.settled:
-                msg = f"{self._state}: {self!r}"
-                raise InvalidStateError(msg)
+            self._check_unsettled()
             if self.keep is not None:
                 # Here, since several threads may resolve a call: nobody has the result
                 # before it is kept, and who comes late has none.
@@ -86,24 +102,46 @@ class Future(BaseFuture[T]):
         """Have the result; whoever calls it holds the lock, and sees to callbacks."""
         self._result = result
         self._state = FINISHED
-        for waiter in self._waiters:
+        for waiter in self._waiting or ():
             waiter.add_result(self)
         if self._made is not None:
             self._made.notify_all()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """For the pool only."""
+        with self._lock:
+            self._check_unsettled()
+            self._exception = exception
+            self._state = FINISHED
+            for waiter in self._waiting or ():
+                waiter.add_exception(self)
+            if self._made is not None:
+                self._made.notify_all()
+        if self._done_callbacks:
+            self._invoke_callbacks()
+
+    def _check_unsettled(self) -> None:
+        if self.settled:
+            msg = f"{self._state}: {self!r}"
+            raise InvalidStateError(msg)
 
     def _invoke_callbacks(self) -> None:
         # The base class lets SystemExit through; here it would end whichever thread
         # reads the replies of all calls.
         # Each is taken before it is called: after an interrupt the others are left.
-        while self._done_callbacks:
+        callbacks = self._done_callbacks
+        if not isinstance(callbacks, deque):  # nothing is added any more
+            callbacks = self._done_callbacks = deque(callbacks)
+        while callbacks:
             try:
-                callback = self._done_callbacks.pop(0)
+                callback = callbacks.popleft()
             except IndexError:  # another thread had the last one
                 return
             try:
                 callback(self)
             except (Exception, SystemExit):  # noqa: BLE001  (as the base class does)
                 LOGGER.exception("exception calling callback for %r", self)
+        self._done_callbacks = ()
 
     def go_on(self) -> None:
         """Tell those who were not told since an interrupt struck; for the pool only."""
@@ -120,10 +158,17 @@ class Future(BaseFuture[T]):
         """Call it running, unless it was cancelled; for the pool only."""
         with self._lock:
             if self._state == CANCELLED:
-                return self.set_running_or_notify_cancel()
+                self._notify_cancelled()
+                return False
             if self._state == PENDING:
                 self._state = RUNNING
             return True
+
+    def _notify_cancelled(self) -> None:
+        """Tell ``concurrent.futures.wait``; under the lock, once it is cancelled."""
+        self._state = CANCELLED_AND_NOTIFIED
+        for waiter in self._waiting or ():
+            waiter.add_cancelled(self)
 
     def wait_again(self) -> None:
         """It had been sent, but has not begun after all; for the pool only."""
@@ -177,25 +222,44 @@ class Future(BaseFuture[T]):
         Returns:
             Whether the call will not run to its end.
         """
-        cancelled = super().cancel()
+        cancelled = self._give_up()
         pool = self._pool
         if pool is not None and (cancelled or (running and not self.done())):
             return pool.cancel(self._call, running=not cancelled) or cancelled
         return cancelled
 
+    def _give_up(self) -> bool:
+        """Cancel it if it has not begun, as the base class; whether it is cancelled."""
+        with self._lock:
+            if self._state != PENDING:
+                return self._state not in {RUNNING, FINISHED}
+            self._state = CANCELLED
+            if self._made is not None:
+                self._made.notify_all()
+        if self._done_callbacks:
+            self._invoke_callbacks()
+        return True
+
     def add_done_callback(self, fn: Callable[[BaseFuture[T]], Any]) -> None:
         """Call ``fn(future)`` when the future is done, at once if it is."""
-        super().add_done_callback(fn)
-        if self._pool is not None and not self.done():
+        with self._lock:
+            settled = self.settled
+            if not settled:
+                if not isinstance(self._done_callbacks, list):
+                    self._done_callbacks = []
+                self._done_callbacks.append(fn)
+        if settled:
+            super().add_done_callback(fn)
+        elif self._pool is not None:
             # Perhaps nobody ever waits for this one: the dispatcher must read.
             self._pool.leading.expect_callback()
 
     def settle_cancelled(self) -> None:
         """Bring the future into the state that ``wait`` looks for; for the pool only."""
-        super().cancel()
-        with self._condition:
+        self._give_up()
+        with self._lock:
             if self._state == CANCELLED:
-                self.set_running_or_notify_cancel()
+                self._notify_cancelled()
             elif self._state == RUNNING:  # it had been sent once, and came back
                 self.set_exception(CancelledError())
 
@@ -206,9 +270,8 @@ class Future(BaseFuture[T]):
         """
         self._pool = None
         self._lock = threading.RLock()
-        self._made = None
-        self._waiters = []
-        self._done_callbacks = []
+        self._made = self._waiting = None
+        self._done_callbacks = ()
         if self._state in {PENDING, RUNNING}:
             self._exception = error
             self._state = FINISHED
@@ -216,7 +279,7 @@ class Future(BaseFuture[T]):
     @property
     def unwatched(self) -> bool:
         """Whether it has no callbacks, and no waiters; for the pool only."""
-        return not (self._done_callbacks or self._waiters or self._made)
+        return not (self._done_callbacks or self._waiting or self._made)
 
     @property
     def settled(self) -> bool:

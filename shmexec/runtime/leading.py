@@ -116,6 +116,7 @@ class Leading:
         self._dispatching = False  # the dispatcher leads
         self._parked = False  # the dispatcher waits for the bell alone
         self._led = 0  # how often a thread has led; tells the dispatcher of activity
+        self._led_for: Future[Any] | None = None  # what the thread that leads waits for
         self._asleep = False  # the dispatcher leads and there is nothing to do
         self._resolving = False  # the dispatcher is in user code, maybe for long
         self._thread: threading.Thread | None = None
@@ -143,6 +144,7 @@ class Leading:
             if not got[0]:
                 return False
             self._led += 1
+            self._led_for = future
             while not (future.settled or pool.has_resolutions() or pool.torn):
                 if pool.has_spawns():
                     if self._resolving:
@@ -152,6 +154,7 @@ class Leading:
                     break
         finally:
             if got and got[0]:
+                self._led_for = None
                 self._lead.release()
         self._nudge()
         if self._resolving and pool.has_spawns():
@@ -161,6 +164,15 @@ class Leading:
         if self._parked or self._followers or self._callbacks or pool.has_work():
             self._bell.ring()
         return True
+
+    def leads_for(self, number: int) -> bool:
+        """Whether a thread leads that waits for this call, and would not see its end.
+
+        Asked after the end was noted in the future, which it looks at after it has said
+        what it waits for.
+        """
+        future = self._led_for
+        return future is not None and future._call == number  # noqa: SLF001
 
     def glance(self) -> None:
         """Take in what has come, in a thread that does not wait."""

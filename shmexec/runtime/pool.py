@@ -296,7 +296,9 @@ class Pool:
             known = number in self._calls
             self._handle(r.Cancelled(number, running))
         self.resolve()
-        self.leading.wake()
+        # Of one that has not begun nothing else comes: very many may be cancelled.
+        if running or self._closed or self.leading.leads_for(number):
+            self.leading.wake()
         return known
 
     def broadcast(

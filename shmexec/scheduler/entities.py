@@ -13,7 +13,8 @@ from shmexec.scheduler.records import CallState, WorkerState
 class Call:
     """One call. ``history`` holds (time, state, worker) for :meth:`Machine.story`.
 
-    Very many may wait: there is no history before the first move.
+    Very many may wait: there is no history before the first move, and the place in the
+    queue is one number (see :func:`~shmexec.scheduler.waiting.place_of`).
     """
 
     __slots__ = (
@@ -33,7 +34,7 @@ class Call:
         "worker",
     )
 
-    def __init__(self, event: r.Submitted, order: tuple[int, int], now: float) -> None:
+    def __init__(self, event: r.Submitted, order: int, now: float) -> None:
         self.id = event.call
         self.timeout = event.timeout
         self.retries = event.retries

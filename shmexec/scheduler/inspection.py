@@ -56,9 +56,17 @@ def _validate_counts(state: State, packs: Packs) -> None:
     }
     assert set(state.idle) == idle
     assert state.pending == sum(c.state is CallState.PENDING for c in calls)
-    queued = {entry[1] for entry in state.waiting.queue}
-    queued.update(*state.waiting.pinned.values())
-    assert all(c.id in queued for c in calls if c.state is CallState.PENDING)
+    _validate_waiting(state)
+
+
+def _validate_waiting(state: State) -> None:
+    pending = [c for c in state.calls.values() if c.state is CallState.PENDING]
+    places = {c.order for c in pending if c.pinned is None}
+    assert places <= set(state.waiting.queue)
+    assert state.waiting.count() == len(places)
+    pinned = {c.id for c in pending if c.pinned is not None}
+    assert pinned == set().union(*state.waiting.pinned.values())
+    assert state.waiting.count_pinned() == len(pinned)
 
 
 def _validate_call(call: Call, state: State) -> None:

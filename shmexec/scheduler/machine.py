@@ -24,6 +24,7 @@ from shmexec.scheduler.packs import Packs
 from shmexec.scheduler.records import CallState, Command, Event, WorkerState
 from shmexec.scheduler.slots import Slots
 from shmexec.scheduler.state import State
+from shmexec.scheduler.waiting import place_of
 from shmexec.scheduler.weight import NO_LIMITS, Limits, Weight
 
 
@@ -108,7 +109,7 @@ class Machine:
         if event.worker is not None and event.worker not in state.workers:
             msg = f"call {event.call} is for worker {event.worker}, which is gone"
             raise r.IllegalEvent(msg)
-        call = Call(event, (-event.priority, event.call), now)
+        call = Call(event, place_of(event.call, event.priority), now)
         state.calls[call.id] = call
         state.submitted += 1
         state.pending += 1
@@ -200,7 +201,7 @@ class Machine:
             return []
         if call.state is CallState.PENDING:
             self._state.move(call, CallState.CANCELLED, now)
-            self._state.waiting.unpin(call)
+            self._state.waiting.leave(call)
             return [r.Drop(call.id), *self._maybe_finish(now)]
         if not event.running or call.worker is None:
             return []

@@ -65,7 +65,7 @@ class Packs:
     def companions(self, first: Call, worker: Worker) -> list[Call]:
         """Take the calls off the queue that shall go with this one, of a known kind."""
         each = self.seconds[first.kind] + PACK_OVERHEAD
-        waiting = len(self._state.waiting.queue) + 1
+        waiting = self._state.waiting.count() + 1
         # Nobody shall get more than its share while others could help.
         share = -(-waiting // max(1, self._state.active()))
         count = min(PACK_AT_MOST, int(PACK_SECONDS / each), share)

@@ -144,6 +144,7 @@ class State:
 
     def fail_pending(self, why: str, now: float, detail: str = "") -> list[Command]:
         """End all calls that wait."""
+        self.waiting.clear()
         return [
             self.fail(call, why, now, detail=detail)
             for call in list(self.calls.values())
