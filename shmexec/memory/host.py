@@ -259,13 +259,34 @@ class Host:
             self._pokes = (*self._pokes, poke)
 
     def remove_poke(self, poke: Callable[[], object]) -> None:
-        """Have it called no more."""
+        """Have it called no more.
+
+        With the last one goes who would give idle pages back later: they go now.
+        """
         with self.lock:
-            self._pokes = tuple(each for each in self._pokes if each != poke)
+            before = self._pokes
+            self._pokes = tuple(each for each in before if each != poke)
+        if before and not self._pokes:
+            self.trim()
 
     def _poke(self) -> None:
-        for poke in self._pokes:
+        pokes = self._pokes
+        for poke in pokes:
             poke()
+        if not pokes:
+            self._settle_nowait()
+
+    def _settle_nowait(self) -> None:
+        """Settle in a finalizer, since no pool runs whose thread would.
+
+        The lock is taken only if it is free. Else somebody is at work here, maybe this
+        very thread; what this one would have done is done with the next.
+        """
+        while self.returns.ended and self.lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self.lock.release()
 
     # -- leases ------------------------------------------------------------------------
 

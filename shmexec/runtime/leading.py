@@ -272,10 +272,12 @@ class Leading:
                 daemon=True,
             )
             self._thread = thread
+            self._pool.host.add_poke(self.poke)
             try:
                 thread.start()
             except RuntimeError as error:
                 self._thread = None
+                self._pool.host.remove_poke(self.poke)
                 if "can't start" not in str(error):
                     raise  # the interpreter is ending
                 why = limits.no_process("no thread for the pool").strerror

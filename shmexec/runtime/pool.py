@@ -138,7 +138,6 @@ class Pool:
             r.Broke: self._broke,
         }
         self.torn: BaseException | None = None
-        self.host.add_poke(self.leading.poke)
         lifecycle.register(self)
 
     # -- calls in --------------------------------------------------------------------

@@ -437,3 +437,34 @@ def test_pools_share_the_budget_of_the_process(make_small):
     assert two.submit(faults.filled, 50 * MB).result().nbytes == held.nbytes
     kind = one._options.segment
     assert one._pool.host is two._pool.host is lifecycle._hosts[kind]
+
+
+AFTERWARDS = """
+import os, sys
+import numpy as np
+import shmexec
+
+def arenas():
+    links = (f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd"))
+    found = (os.stat(each) for each in links if "memfd" in os.path.realpath(each))
+    return {each.st_ino: each.st_blocks * 512 for each in found}
+
+with shmexec.Executor(1) as executor:
+    total = executor.submit(np.sum, np.ones(8 << 20)).result()
+    results = [executor.submit(np.ones, 4 << 20).result() for _ in range(3)]
+assert total == 8 << 20
+before = arenas()
+assert sum(before.values()) >= 3 * 32 << 20
+assert all(result.sum() == 4 << 20 for result in results)
+del results
+print(len(before) - len(arenas()), sum(arenas().values()) <= 17 << 20)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="counts memory files")
+def test_results_that_outlive_the_last_pool_are_given_back(run_script):
+    done = run_script(AFTERWARDS)
+    assert not done.stderr
+    arenas, few_pages = done.stdout.split()
+    assert int(arenas) >= 1
+    assert few_pages == "True"  # also of arguments
