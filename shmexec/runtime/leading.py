@@ -212,7 +212,7 @@ class Leading:
         self._followers.append(future)
         try:
             self._bell.ring()
-            condition = future._condition  # noqa: SLF001  (as Future.result does)
+            condition = future.make_condition()
             # Not `with condition`: an interrupt in its `__enter__` would leave it held.
             with future._lock:  # noqa: SLF001
                 # Whoever leaves releases the lock, then looks for followers; this one
@@ -231,7 +231,7 @@ class Leading:
         """Have a thread that follows try to lead, if nobody else does."""
         if self._followers and self._leaderless():
             for future in self._followers[:1]:
-                condition = future._condition  # noqa: SLF001
+                condition = future.make_condition()
                 with future._lock:  # noqa: SLF001
                     condition.notify_all()
 

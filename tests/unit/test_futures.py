@@ -49,7 +49,7 @@ def test_an_interrupt_before_they_are_told_leaves_nobody_waiting(monkeypatch):
         raise KeyboardInterrupt
 
     with future._condition:  # the thread waits
-        monkeypatch.setattr(future._condition, "notify_all", interrupted)
+        monkeypatch.setattr(future.make_condition(), "notify_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
         resolve(outcome)
     monkeypatch.undo()
