@@ -54,15 +54,10 @@ def death(
     """
     handle.exitcode = code
     who = f"worker {handle.number} (pid {handle.process.pid})"
-    if handle.distrusted:
-        return f"{who} was killed, since it sent {handle.distrusted}"
+    if why := _killed_for(handle):
+        return f"{who} was killed, since {why}"
     if code == NOT_STARTED:
         return f"{who} could not start: {handle.fault_text()}"
-    if handle.mute and handle.killed and not handle.asked:
-        return (
-            f"{who} was killed, since it had closed its end of the connection, and went "
-            "on (code that closes all descriptors does that)"
-        )
     if code is None:
         return f"{who} ended, how is not known"
     if code >= 0:
@@ -71,10 +66,20 @@ def death(
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    if handle.verdict:
-        return f"{who} was killed, since {handle.verdict},"
     outside = name == "SIGKILL" and not handle.killed
     return f"{who} was killed by {name}{hint(handle) if outside else ''}"
+
+
+def _killed_for(handle: WorkerHandle) -> str:
+    """What it was killed for by this program, but for a call that had to stop."""
+    if handle.distrusted:
+        return f"it sent {handle.distrusted}"
+    if handle.mute and handle.killed and not handle.asked:
+        return (
+            "it had closed its end of the connection, and went on (code that closes all "
+            "descriptors does that)"
+        )
+    return f"{handle.verdict}," if handle.verdict else ""
 
 
 def broken(options: Options, reasons: tuple[str, ...]) -> PoolBroken:
