@@ -4,7 +4,9 @@ Only deaths while starting count against the pool. After one there is a pause be
 next try, which doubles; after too many in a row the pool is broken. One that dies idle
 counts for nothing: the next one starts only for a call, and gets it at once, so that no
 loop can come of it. Nor does one that the system had no descriptors or memory left for,
-while others run: the pool goes on with those, and tries again later.
+while others run: the pool goes on with those, and tries again later. Where none runs any
+more, but some did, it tries for a while, too, before that counts: whoever has what is
+lacking may give it back.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ SCARCE_PAUSE = 5.0
 """Seconds before another start is tried after the system had nothing left for one, while
 other workers run."""
 
+SCARCE_AT_MOST = 30.0
+"""Seconds that a pool whose workers have all ended tries to get what it had before."""
+
 
 class Crew:
     """The workers' starts.
@@ -40,6 +45,9 @@ class Crew:
         self._max_restarts = max_restarts
         self._start_timeout = start_timeout
         self._failures: list[str] = []  # in a row
+        self._proved = False  # some worker was ready
+        self._scarce = 0  # starts in a row that the system refused
+        self._scarce_since = 0.0
         self._spawn_at = 0.0
         self._numbers = 0
 
@@ -104,6 +112,7 @@ class Crew:
             msg = f"worker {worker.id} is ready, but it was {worker.state.value}"
             raise r.IllegalEvent(msg)
         self._failures.clear()
+        self._proved, self._scarce = True, 0
         self._spawn_at = 0.0
         self._state.end_limit(worker)
         self._state.shift(worker, WorkerState.IDLE, now)
@@ -127,15 +136,25 @@ class Crew:
     def died(self, worker: Worker, event: r.WorkerDead, now: float) -> list[Command]:
         """A worker has died that had no call."""
         reason = event.reason
-        if event.scarce and self._state.active():
-            # Those that run get what this one could not: no need to give up.
-            self._spawn_at = now + SCARCE_PAUSE
+        if event.scarce and (pause := self._pause_of_scarcity(now)):
+            self._spawn_at = now + pause
             return []
         if worker.late:
             return self._break((self._why_late(reason),), now)
         if worker.state is WorkerState.STARTING:
             return self._start_failed(reason, now)
         return []
+
+    def _pause_of_scarcity(self, now: float) -> float:
+        """Seconds before the next try after the system refused one; 0 to give up."""
+        if self._state.active():
+            return SCARCE_PAUSE  # those that run get what this one could not
+        if not self._scarce:
+            self._scarce_since = now
+        self._scarce += 1
+        if not self._proved or now > self._scarce_since + SCARCE_AT_MOST:
+            return 0.0
+        return min(SCARCE_PAUSE, BACKOFF * 2.0 ** (self._scarce - 1))
 
     def _why_late(self, reason: str) -> str:
         return (

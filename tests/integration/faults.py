@@ -97,6 +97,19 @@ def many_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Have the system give this process no more than it has."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def fork_among_many_files(array: np.ndarray) -> int:
     """Have a forked child that could look at the argument; then return its sum."""
     with many_files():

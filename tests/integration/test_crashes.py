@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import shmexec
+from shmexec import faultpoints
 from shmexec.runtime import workers
 from tests.contract import calls
 from tests.integration import faults
@@ -330,6 +331,24 @@ def test_a_start_that_fails_half_way_leaves_nothing(
     monkeypatch.setattr(workers, step, fails_once)
     executor = make_executor(1)
     assert executor.submit(calls.same, 1).result() == 1
+
+
+@pytest.mark.every_start
+def test_no_descriptors_for_the_next_worker_until_others_give_them_back(
+    make_executor, monkeypatch
+):
+    tries = []
+    monkeypatch.setattr(faultpoints, "hook", lambda point, _: tries.append(point))
+    executor = make_executor(1, max_restarts=1)
+    pid = idle_pid(executor)
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not executor.stats().workers)
+    tries.clear()
+    with faults.no_descriptors():
+        future = executor.submit(calls.same, 1)
+        assert wait_until(lambda: tries.count("parent.starting") > 3)
+        assert not future.done()
+    assert future.result(20) == 1
 
 
 def test_an_initializer_with_sys_exit_breaks_the_pool(make_executor):

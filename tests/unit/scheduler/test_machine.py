@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shmexec.scheduler import records as r
-from shmexec.scheduler.crew import BACKOFF
+from shmexec.scheduler.crew import BACKOFF, SCARCE_AT_MOST, SCARCE_PAUSE
 from shmexec.scheduler.machine import Machine
 from shmexec.scheduler.records import CallState, WorkerState
 from shmexec.scheduler.slots import CANCEL_WITHIN
@@ -95,6 +95,28 @@ def test_a_call_that_had_begun_fails_with_its_worker_and_the_next_gets_a_new_one
         r.Spawn(2),
     ]
     assert pool(r.WorkerReady(2)) == [r.Send(2, 2)]
+
+
+def test_what_a_pool_had_before_and_lacks_now_is_tried_for_a_while():
+    pool = Pool(1, max_restarts=1).with_ready(1)
+    pool(r.WorkerDead(1, "killed"))
+    assert pool.submit(1) == [r.Spawn(2)]
+    number, pause = 2, BACKOFF
+    while pool.now < SCARCE_AT_MOST:
+        assert pool(r.WorkerDead(number, "none left", scarce=True)) == []
+        assert pool.after(0.9 * pause) == []
+        number += 1
+        assert pool.after(0.1 * pause + 1e-9) == [r.Spawn(number)]
+        pause = min(2 * pause, SCARCE_PAUSE)
+    pool(r.WorkerReady(number))
+    assert pool.machine.counts[CallState.FAILED] == 0
+    # It was there again: the time for the next shortage starts afresh.
+    assert pool(r.WorkerDead(number, "killed", unread=True)) == [r.Spawn(number + 1)]
+    assert pool(r.WorkerDead(number + 1, "none left", scarce=True)) == []
+    pool.after(SCARCE_AT_MOST + 1)
+    for each in (number + 2, number + 3):
+        found = pool(r.WorkerDead(each, "none left", scarce=True))
+    assert found[0] == r.Broke(("none left", "none left"))
 
 
 def test_a_worker_that_cannot_reply_any_more_has_a_moment_to_end():
