@@ -190,10 +190,12 @@ def _fill(_: Plan) -> None:
     [memory] = [each for each in gc.get_objects() if _is_memory(each)]
     ask = memory._want_quota
 
-    def refuse(nbytes: int, result: int) -> tuple[int, int, int]:
+    def refuse(nbytes: int, result: int) -> Any:
+        from shmexec.worker.line import Grant
+
         if result:
             memory._want_quota = ask
-        return 0, memory.arena.quota, memory.arena.quota
+        return Grant(0, False, memory.arena.quota, memory.arena.quota)
 
     memory._want_quota = refuse
     memory.arena.quota = memory.arena.blocks.used
