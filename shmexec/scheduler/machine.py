@@ -354,7 +354,9 @@ class Machine:
     def _on_tick(self, _event: r.Tick, now: float) -> list[Command]:
         commands: list[Command] = []
         for worker in list(self.workers.values()):
-            if worker.stop_at is not None and worker.stop_at <= now:
+            if worker.id in self._state.mute and self._state.mute_is_over(worker, now):
+                commands.append(r.Kill(worker.id, force=True))
+            elif worker.stop_at is not None and worker.stop_at <= now:
                 if worker.call is not None:
                     commands += self._stop(worker.call, worker, "timeout", now)
                 else:

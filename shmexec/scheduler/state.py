@@ -243,6 +243,13 @@ class State:
             self.mute.add(worker.id)
             worker.kill_at = now + MUTE_AT_MOST
 
+    def mute_is_over(self, worker: Worker, now: float) -> bool:
+        """Whether a worker that cannot reply has had its moment; once."""
+        over = worker.kill_at is not None and worker.kill_at <= now
+        if over:
+            worker.kill_at = None
+        return over
+
     def add_worker(self, number: int, now: float) -> None:
         """A worker is to start."""
         self.workers[number] = Worker(number, now)

@@ -130,6 +130,14 @@ def test_a_worker_that_cannot_reply_any_more_has_a_moment_to_end():
     assert pool.machine.deaths == 1
 
 
+def test_one_with_several_calls_that_cannot_reply_any_more():
+    pool = Pool(1, slots=2).with_ready(1)
+    pool.submit(1, 2, timeout=60)
+    pool(r.WorkerMute(1))
+    assert pool.after(MUTE_AT_MOST) == [r.Kill(1, force=True)]
+    assert pool.after(1) == []
+
+
 def test_one_that_has_been_asked_to_end_keeps_its_time_for_that():
     pool = Pool(1).with_ready(1)
     assert pool(r.Closed(cancel_pending=False)) == [r.Exit(1)]
