@@ -32,9 +32,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define ALIGNMENT ((size_t)64)
-#define CHUNK ((size_t)64 * 1024)
+#define CHUNK page_size
 #define BINS 256
 #define NEAR_FITS 8
 
@@ -70,6 +71,7 @@ typedef struct Arena {
     uint32_t seed;
     unsigned char *chunks; /* 1: has memory behind it */
     size_t n_chunks, committed_chunks, n_live;
+    size_t covered; /* chunks from this one on never had memory */
     size_t recycled, faulted; /* blocks */
     /* What the handler needs. */
     char *base; /* NULL until attached */
@@ -82,6 +84,7 @@ typedef struct Arena {
     struct Arena *next; /* in the list of attached arenas */
 } Arena;
 
+static size_t page_size;     /* 4 KiB or more */
 static unsigned long forks;  /* of this process's line: grows in each forked child */
 static Arena *attached;      /* grows only, with the GIL held */
 static PyDataMemAllocator *plain; /* NumPy's own */
@@ -309,8 +312,12 @@ static size_t
 count_chunks(Arena *arena, int value, size_t first, size_t last)
 {
     size_t number = 0;
-    for (; first < last; first++) {
-        number += arena->chunks[first] == value;
+    unsigned char *at = memchr(arena->chunks + first, value, last - first);
+    if (at == NULL) {
+        return 0; /* by far the most frequent case */
+    }
+    for (; at < arena->chunks + last; at++) {
+        number += *at == value;
     }
     return number;
 }
@@ -397,6 +404,9 @@ mark_committed(Arena *arena, size_t offset, size_t nbytes)
     touched(offset, nbytes, &first, &last);
     arena->committed_chunks += count_chunks(arena, 0, first, last);
     memset(arena->chunks + first, 1, last - first);
+    if (last > arena->covered) {
+        arena->covered = last;
+    }
 }
 
 /* Chunks that lie wholly in a range. */
@@ -523,6 +533,7 @@ idle_runs(Arena *arena, size_t keep, Runs *found)
         Run run;
         /* Nothing is live above the top: a chunk that reaches across it is idle. */
         whole(arena, start, end == arena->top ? arena->size : end, &at, &last);
+        last = last < arena->covered ? last : arena->covered;
         while (next_run(arena, 1, &at, last, &run)) {
             size_t kept = (keep + CHUNK - 1) / CHUNK * CHUNK;
             kept = kept < run.length ? kept : run.length;
@@ -1501,6 +1512,8 @@ PyInit__native(void)
         return NULL;
     }
     plain = &own->allocator;
+    long page = sysconf(_SC_PAGESIZE);
+    page_size = page > 4096 ? (size_t)page : 4096;
     if (PyType_Ready(&allocator_type) < 0) {
         return NULL;
     }

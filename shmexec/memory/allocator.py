@@ -19,6 +19,7 @@ Three ideas:
 
 from __future__ import annotations
 
+import mmap
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 ALIGNMENT = 64
 """Offsets and sizes of blocks are multiples of this: a cache line, in bytes."""
 
-CHUNK = 64 * 1024
-"""Bytes per entry in the record of committed memory; a multiple of any page size."""
+CHUNK = max(4096, mmap.PAGESIZE)
+"""Bytes per entry in the record of committed memory: a page, so that what a block's
+neighbours left behind can be given back up to its ends."""
 
 # Extents of the request's own bin may be too small. So many of the newest are looked at
 # before a larger bin, which is sure to fit, is split.
@@ -77,9 +79,10 @@ class BlockAllocator:
         self._start_by_end: dict[int, int] = {}
         self._bins: list[dict[int, int]] = [{} for _ in range(_bin_of(size) + 1)]
         self._filled = 0
-        # The one structure as long as the arena: a byte for each 64 KiB of it. It comes
-        # zeroed from the system, which backs it with memory only where it is written.
-        self._chunks = bytearray(-(-size // CHUNK))
+        # A byte for each page, as far up as blocks ever were: the arena may be far
+        # longer than what is used of it.
+        self._chunks = bytearray()
+        self._all_chunks = -(-size // CHUNK)
         self._chunk_count = 0
         self.blocks_recycled = 0
         """Blocks handed out that lay on committed memory."""
@@ -105,8 +108,10 @@ class BlockAllocator:
     def committed(self) -> int:
         """Bytes of the arena that have memory behind them."""
         # The arena's last chunk may be a short one.
-        short = len(self._chunks) * CHUNK - self.size if self._chunks[-1] else 0
-        return self._chunk_count * CHUNK - short
+        nbytes = self._chunk_count * CHUNK
+        if len(self._chunks) == self._all_chunks and self._chunks[-1]:
+            nbytes -= self._all_chunks * CHUNK - self.size
+        return nbytes
 
     @property
     def idle(self) -> int:
@@ -304,6 +309,7 @@ class BlockAllocator:
         if start < self._top:
             self._remove(start)
         self._top = start + need
+        self._cover(-(-self._top // CHUNK))
         return start
 
     def _lower_top(self, start: int, end: int) -> None:
@@ -342,11 +348,19 @@ class BlockAllocator:
                 f"{self.size} bytes: check the block the range was taken from"
             )
             raise ValueError(msg)
-        return offset // CHUNK, -(-(offset + nbytes) // CHUNK)
+        last = -(-(offset + nbytes) // CHUNK)
+        self._cover(last)
+        return offset // CHUNK, last
+
+    def _cover(self, last: int) -> None:
+        """Have a record of all chunks before this one."""
+        if last > len(self._chunks):
+            self._chunks.extend(bytes(last - len(self._chunks)))
 
     def _whole(self, start: int, end: int) -> tuple[int, int]:
         """Return the chunks, first and past the last, that lie wholly in a range."""
-        last = len(self._chunks) if end >= self.size else end // CHUNK
+        last = self._all_chunks if end >= self.size else end // CHUNK
+        last = min(last, len(self._chunks))
         first = -(-start // CHUNK)
         return first, max(first, last)
 

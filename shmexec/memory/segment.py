@@ -57,7 +57,8 @@ class Segment:
             self.map.madvise(mmap.MADV_DONTDUMP)
         self._bytes = np.frombuffer(self.map, np.uint8)
         self.address: int = self._bytes.__array_interface__["data"][0]
-        self._mapped = bytearray(-(-size // CHUNK))
+        # Chunks that were populated, as far up as any ever was.
+        self._mapped = bytearray()
 
     @classmethod
     def create(cls, kind: Kind, size: int) -> Segment:
@@ -135,6 +136,8 @@ class Segment:
     def populate(self, offset: int, nbytes: int) -> None:
         """Enter pages into this process's page table, in one go, at first sight."""
         first, last = offset // CHUNK, -(-(offset + nbytes) // CHUNK)
+        if last > len(self._mapped):
+            self._mapped.extend(bytes(last - len(self._mapped)))
         fresh = self._mapped.find(0, first, last)
         if fresh < 0:
             return
@@ -151,8 +154,10 @@ class Segment:
 
     def punch(self, offset: int, nbytes: int) -> None:
         """Give pages back to the system; the range reads as zeros afterwards."""
-        first, last = offset // CHUNK, (offset + nbytes) // CHUNK
-        self._mapped[first:last] = bytes(last - first)
+        first = offset // CHUNK
+        last = min((offset + nbytes) // CHUNK, len(self._mapped))
+        if first < last:
+            self._mapped[first:last] = bytes(last - first)
         if hasattr(mmap, "MADV_REMOVE"):
             self.map.madvise(mmap.MADV_REMOVE, offset, nbytes)
 

@@ -336,11 +336,11 @@ def test_a_forked_child_neither_allocates_nor_frees_here(arena):
 
 def test_fresh_pages_are_committed_before_use(arena):
     arena.trim(0)
-    array = inside(arena, lambda: np.empty(4 * CHUNK, np.uint8))
-    assert arena.blocks.committed >= 4 * CHUNK
+    array = inside(arena, lambda: np.empty(16 * CHUNK, np.uint8))
+    assert arena.blocks.committed >= 16 * CHUNK
     offset = address(array) - arena.segment.address
     assert arena.blocks.fresh_runs(offset, array.nbytes) == []
-    assert os.fstat(arena.segment.descriptor).st_blocks * 512 >= 4 * CHUNK
+    assert os.fstat(arena.segment.descriptor).st_blocks * 512 >= 16 * CHUNK
 
 
 def test_idle_pages_stay_within_the_quota(arena):
