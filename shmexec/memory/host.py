@@ -285,6 +285,9 @@ class Host:
         while self.returns.ended and self.lock.acquire(blocking=False):
             try:
                 self._settle()
+                blocks = self.arena.blocks
+                if blocks.committed > blocks.used + 2 * RETAIN:
+                    self.arena.trim()
             finally:
                 self.lock.release()
 
@@ -596,12 +599,12 @@ class Host:
     # -- housekeeping ------------------------------------------------------------------
 
     def trim(self) -> int:
-        """Give idle pages of the parent's arena back to the system."""
+        """Give all idle pages of the parent's arena back to the system."""
         with self.lock:
             self._settle()
             if not self._births_open:
-                self._shrink_births(RETAIN)
-            return self.arena.trim()
+                self._shrink_births(0)
+            return self.arena.trim(keep=0)
 
     def before_fork(self) -> None:
         """Keep every block that a forked child might look at, until it is gone."""

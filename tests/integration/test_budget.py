@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import random
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 import shmexec
+from shmexec.runtime import lifecycle
 from tests.contract import calls
 from tests.integration import faults
 from tests.waiting import wait_until
@@ -188,3 +191,76 @@ def test_executors_have_limits_of_their_own(make_small):
     one, other = make_small(1), make_small(1)
     held = [each.submit(faults.filled, 60 * MB).result() for each in (one, other)]
     assert [len(array) for array in held] == [60 * MB] * 2
+
+
+# -- memory that nobody needs ----------------------------------------------------------------
+
+
+def on_disk(host):
+    """Bytes of shared memory that the system has given to this program and its workers."""
+    segments = [host.arena.segment, *(each.segment for each in host._workers.values())]
+    return sum(os.fstat(each.descriptor).st_blocks * 512 for each in segments)
+
+
+def mapped(pid):
+    """Bytes of shared memory in a process's resident set."""
+    with open(f"/proc/{pid}/status") as file:
+        (line,) = (line for line in file if line.startswith("RssShmem"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc here")
+@pytest.mark.parametrize("kind", ["memfd", "posix"])
+def test_in_idleness_what_is_left_is_what_lives(make_small, monkeypatch, kind):
+    monkeypatch.setenv("SHMEXEC_SEGMENT", kind)
+    monkeypatch.setattr("shmexec.runtime.quotas.TRIM_AFTER", 0.3)
+    executor, rng = make_small(2), random.Random(1)
+    before = mapped(os.getpid())
+    held = []
+    for n in range(120):
+        nbytes = int(32768 * 256 ** rng.random())
+        held.append(executor.submit(faults.filled, nbytes, n).result())
+        assert executor.submit(faults.total, held[-1][:100_000]).result() >= 0
+        while sum(array.nbytes for array in held) > 40 * MB:
+            held.pop(rng.randrange(len(held)))
+    while sum(array.nbytes for array in held) > 10 * MB:
+        held.pop(rng.randrange(len(held)))
+    live = sum(array.nbytes for array in held)
+    host = executor._pool.host
+    pids = [os.getpid(), *executor._pool.pids()]
+
+    def left():
+        return max(on_disk(host), mapped(pids[0]) - before, *map(mapped, pids[1:]))
+
+    assert left() > 1.5 * live, "as long as something goes on it is kept"
+    assert wait_until(lambda: left() <= 1.1 * live), (left(), live)
+    assert all(array.min() == array.max() for array in held)
+
+
+def test_results_that_outlive_their_executor_go_when_they_are_dropped():
+    with shmexec.Executor(1) as executor:
+        held = [executor.submit(faults.filled, MB, n).result() for n in range(3)]
+    host = lifecycle.host(shmexec.stats().segment)
+    assert [array[0] for array in held] == [0, 1, 2]
+    del held[1]
+    assert on_disk(host) < 3 * MB
+    held.clear()
+    assert not host._workers
+
+
+def test_without_an_executor_shared_arrays_go_when_they_are_dropped():
+    host = lifecycle.host(shmexec.stats().segment)
+    before = on_disk(host)
+    shared = [shmexec.share(np.ones(48 * MB, np.uint8)) for _ in range(2)]
+    assert on_disk(host) >= before + 96 * MB
+    shared.clear()
+    assert on_disk(host) <= max(before, 32 * MB)
+    assert host.budget.used() == 0
+
+
+def test_with_its_last_executor_a_program_gives_back_what_is_idle():
+    with shmexec.Executor(1) as executor:
+        executor.submit(faults.total, np.ones(48 * MB, np.uint8)).result()
+        host = executor._pool.host
+        assert on_disk(host) >= 48 * MB
+    assert on_disk(host) <= 32 * MB
