@@ -19,6 +19,7 @@ _HOME = {
     "Future": "shmexec.runtime.futures",
     "ForkPerCallExecutor": "shmexec.forkpercall",
     "FunctionInfo": "shmexec.scripts",
+    "Health": "shmexec.figures",
     "LoadedScript": "shmexec.loading",
     "MemoryStats": "shmexec.figures",
     "Script": "shmexec.scripts",
@@ -26,6 +27,8 @@ _HOME = {
     "Shared": "shmexec.wire.objects",
     "Stage": "shmexec.pipelines",
     "Stats": "shmexec.figures",
+    "Step": "shmexec.figures",
+    "Story": "shmexec.figures",
     "Stream": "shmexec.runtime.streams",
     "WorkerStats": "shmexec.figures",
     "asarray": "shmexec.sharing",
@@ -50,6 +53,7 @@ __all__ = [
     "ForkPerCallExecutor",
     "FunctionInfo",
     "Future",
+    "Health",
     "LoadedScript",
     "MemoryScarce",
     "MemoryStats",
@@ -67,6 +71,8 @@ __all__ = [
     "ShmexecError",
     "Stage",
     "Stats",
+    "Step",
+    "Story",
     "Stream",
     "UnknownFunction",
     "WorkerDied",
@@ -106,7 +112,15 @@ if TYPE_CHECKING:
         WrongArguments,
     )
     from shmexec.executor import Executor
-    from shmexec.figures import BatcherStats, MemoryStats, Stats, WorkerStats
+    from shmexec.figures import (
+        BatcherStats,
+        Health,
+        MemoryStats,
+        Stats,
+        Step,
+        Story,
+        WorkerStats,
+    )
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.loading import LoadedScript, load
     from shmexec.pipelines import Pipeline, Stage

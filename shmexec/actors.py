@@ -213,6 +213,10 @@ class Actor(AsyncClosing):
             for each in self._replicas:
                 each.shutdown(wait=True, cancel_futures=cancel_futures)
 
+    def _dump(self) -> str:
+        """See `Executor.dump`. No public name: it would hide a method's."""
+        return "\n".join(each.dump() for each in self._replicas)
+
     def __reduce__(self) -> NoReturn:
         msg = (
             "an Actor cannot be pickled: its calls come from the program that made it; "
@@ -301,6 +305,8 @@ class _Replica(Protocol):
 
     def stats(self) -> Stats: ...
 
+    def dump(self) -> str: ...
+
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None: ...
 
     def abandon(self) -> None: ...
@@ -314,6 +320,7 @@ class _Remote:
         self._pool = Pool(options)
         self.state = self._pool.standing
         self.stats = self._pool.stats
+        self.dump = self._pool.dump
         self.shutdown = self._pool.shutdown
         self.abandon = self._pool.abandon
         self.feeders = self._pool.feeders
@@ -399,6 +406,10 @@ class _Local:
 
     def unfinished(self) -> float:
         return 0
+
+    def dump(self) -> str:
+        name = self._instance.name
+        return f"actor {name}: {self.state()}; its calls run in this process\n"
 
     def state(self) -> str:
         if self._closed:

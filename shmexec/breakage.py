@@ -46,7 +46,17 @@ class WorkerDied(ShmexecError, BrokenProcessPool):
 
 
 class CallStopped(ShmexecError, CancelledError):
-    """A running call was stopped by ``future.cancel(running=True)``."""
+    """A running call was stopped by ``future.cancel(running=True)``.
+
+    Attributes:
+        stack: Where it was, as :attr:`CallTimeout.stack`.
+    """
+
+    _keywords: ClassVar[tuple[str, ...]] = ("stack",)
+
+    def __init__(self, message: str = "", *, stack: str = "") -> None:
+        super().__init__(message)
+        self.stack = stack
 
 
 class PoolBroken(ShmexecError, BrokenProcessPool):

@@ -408,6 +408,7 @@ class Calling(ABC):
         """
         from shmexec.scripts import Script, ScriptFile
 
+        self._check_any_worker("a script")
         options = self._call_options
         file = ScriptFile(
             self._owner, self._pool, options, path, cache=cache, autoreload=autoreload
@@ -469,6 +470,7 @@ class Calling(ABC):
         """
         from shmexec.actors import make_actor
 
+        self._check_any_worker("an actor")
         self._pool.check_open()
         made = make_actor(
             self._options,
@@ -519,12 +521,19 @@ class Calling(ABC):
         """
         from shmexec.pipelines import make_pipeline
 
+        self._check_any_worker("a pipeline")
         self._pool.check_open()
         made = make_pipeline(
             self._options, self._call_options, stages, buffersize, self._owner
         )
         self._adopt(made)
         return made
+
+    def _check_any_worker(self, what: str) -> None:
+        """Raise ValueError if calls are for one certain worker."""
+        if self._call_options.worker is not None:
+            msg = f"options(worker=) is for calls, not for {what}"
+            raise ValueError(msg)
 
 
 def _check_callable(fn: object) -> None:

@@ -116,7 +116,10 @@ class CallTimeout(ShmexecError, TimeoutError):
 
     Attributes:
         seconds: The limit that passed.
-        stack: The worker's Python stacks at that moment, as faulthandler prints them.
+        stack: The Python stacks of the worker's threads at that moment, as faulthandler
+            prints them, and where the coroutines of its event loop waited. Of a call that
+            was cancelled beside others: its own traceback. Empty if the call blocked all
+            signals.
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("seconds", "stack")

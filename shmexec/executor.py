@@ -20,13 +20,14 @@ The tour of one array, from ``submit()`` to ``result()``:
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor as BaseExecutor
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar
 
 from shmexec.calling import Calling
 from shmexec.errors import MemoryWarning
@@ -44,10 +45,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     from shmexec.actors import Actor
-    from shmexec.figures import Stats
+    from shmexec.figures import Health, Stats, Story
     from shmexec.pipelines import Pipeline
+    from shmexec.runtime.futures import Future
     from shmexec.runtime.inline import InlinePool
     from shmexec.runtime.pool import Pool
+    from shmexec.runtime.streams import Stream
 
 T = TypeVar("T")
 
@@ -200,6 +203,7 @@ class Executor(Calling, BaseExecutor):
         timeout: float | None = None,
         retries: int | None = None,
         priority: int = 0,
+        worker: int | None = None,
     ) -> OptionsView:
         """The same pool with other settings for the calls made through it.
 
@@ -207,6 +211,12 @@ class Executor(Calling, BaseExecutor):
             timeout: Seconds a call may run. Default: the pool's.
             retries: How often it runs again after its worker died. Default: the pool's.
             priority: Calls of a higher one run earlier. Default 0.
+            worker: Process id of the worker that is to run them, as :meth:`stats` and
+                :meth:`dump` tell it, and ``os.getpid()`` in a call. They wait for it, and
+                do not run again elsewhere: if it ends before, they fail with
+                :class:`shmexec.WorkerDied`; if it has ended, calling raises
+                ``ValueError``. Not for scripts, actors and pipelines. Default: any
+                worker.
         """
         own = self._call_options
         return OptionsView(
@@ -215,6 +225,7 @@ class Executor(Calling, BaseExecutor):
                 own.timeout if timeout is None else timeout,
                 own.retries if retries is None else retries,
                 priority,
+                worker,
             ),
         )
 
@@ -237,6 +248,69 @@ class Executor(Calling, BaseExecutor):
     def stats(self) -> Stats:
         """Figures about workers, calls and memory at this moment."""
         return self._pool.stats()
+
+    def health(self) -> Health:
+        """Whether the pool is well, for a monitor: figures that are quick to get.
+
+        Its actors have states of their own, see :attr:`Actor.state`.
+
+        Example:
+            >>> import shmexec
+            >>> with shmexec.Executor(1) as ex:
+            ...     ex.submit(abs, -1).result()
+            ...     ex.health().state
+            1
+            'ready'
+        """
+        return self._pool.health()
+
+    def dump(self, file: TextIO | None = None) -> None:
+        """Print what each worker does now: to see where a program hangs.
+
+        For each worker its state, its calls, for how long they run, its private memory,
+        and the Python stacks of its threads, innermost call first; where it has an event
+        loop, also where coroutines wait. Likewise the workers of actors and pipelines.
+        Calls go on undisturbed: the stacks are written by a signal handler that needs no
+        Python, also while C code holds the GIL. A worker that cannot answer (since it
+        starts, is stopped, or blocks signals) is said to; this takes half a second more.
+
+        C code that waits in a call which the system never restarts after a signal
+        (``usleep``, ``poll``), and does not look whether that happened, waits for less
+        long; Python's own waits go on.
+
+        Args:
+            file: Where to print, as text. Default: ``sys.stderr``.
+        """
+        parts = [self._pool.dump(), *(each._dump() for each in list(self._actors))]  # noqa: SLF001
+        file = sys.stderr if file is None else file
+        file.write("\n".join(parts))
+        file.flush()
+
+    def story(self, future: Future[Any] | Stream[Any]) -> Story:
+        """What happened to a call so far: when it was sent to which worker, and so on.
+
+        Known of all calls that are not done; then of the latest 1,000 that went well, and
+        of the latest 1,000 that did not, or not at the first attempt.
+
+        Args:
+            future: What :meth:`submit` returned, or a method of one of the executor's
+                actors, or :meth:`stream`.
+
+        Raises:
+            TypeError: If it is none of these.
+            ValueError: If it is another executor's.
+
+        Example:
+            >>> import shmexec
+            >>> with shmexec.Executor(1) as ex:
+            ...     future = ex.submit(abs, -1)
+            ...     _ = future.result()
+            ...     [step.what.partition(",")[0] for step in ex.story(future).steps]
+            ['submitted', 'sent', 'done']
+        """
+        from shmexec.runtime.telling import story_of
+
+        return story_of(self._pool, future)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; those submitted still run.

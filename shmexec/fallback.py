@@ -24,7 +24,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 
 from shmexec.errors import FallbackWarning, PoolBroken, SerializationError
-from shmexec.figures import Stats
+from shmexec.figures import Health, Stats
 from shmexec.forkpercall import run_in_child
 from shmexec.memory.host import HOST, Host
 from shmexec.memory.views import lend
@@ -268,7 +268,8 @@ class RescuingPool(Pool):
         self, call: PackedCall, options: CallOptions, worker: int | None = None
     ) -> Future[Any]:
         """As that of any pool."""
-        call.only_here = call.only_here or worker is not None
+        pinned = worker is not None or options.worker is not None
+        call.only_here = call.only_here or pinned
         future = super().enter(call, options, worker)
         self._start_apart()
         return future
@@ -434,6 +435,8 @@ class ProcessPool(InlinePool):
         with self._lock:
             if self._closed:
                 raise closed_error(self.options, forked=False, exiting=False)
+            if options.worker is not None:
+                raise self._no_workers()
             number = next(self._numbers)
         future: Future[Any] = Future()
         future.keep = keep
@@ -495,6 +498,23 @@ class ProcessPool(InlinePool):
     def width(self) -> int:
         """How many calls may run at once."""
         return self.options.max_workers
+
+    def dump(self) -> str:
+        """See :meth:`shmexec.Executor.dump`."""
+        stats = self.stats()
+        return (
+            f"executor {self.options.name!r}: it has no workers, since {self._reason}\n"
+            f"  {stats.running} calls run in a process each, {stats.pending} pending\n"
+        )
+
+    def health(self) -> Health:
+        """See :meth:`shmexec.Executor.health`."""
+        pending = self.stats().pending
+        state = "closed" if self._closed else "failed"
+        failed = self._reason
+        return replace(
+            super().health(), state=state, pending=pending, last_failure=failed
+        )
 
     def stats(self) -> Stats:
         """Figures, most of them zero."""

@@ -130,3 +130,68 @@ class BatcherStats:
     """Of the latest 4,096 items: from coming to the start of their batch."""
     run_seconds: Durations
     """Of the latest 1,024 batches: from there to the result."""
+
+
+class Step(NamedTuple):
+    """Something that befell a call."""
+
+    seconds: float
+    """Since the call was submitted."""
+    what: str
+    worker: int | None
+    """Number of the worker it was with, None if none."""
+    pid: int | None
+    """Of that worker; None if it is not known any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What happened to one call; made by :meth:`shmexec.Executor.story`.
+
+    ``str()`` of it has a line for each step.
+    """
+
+    call: int
+    """The call's number, as errors name it; 0 if it never was one."""
+    name: str
+    steps: tuple[Step, ...]
+    """In their order; none if the call is not remembered any more."""
+    note: str = ""
+    """Why there are no steps."""
+
+    def __str__(self) -> str:
+        lines = [f"call {self.call} of {self.name}" if self.call else "no call"]
+        lines += [f"  {self.note}"] if self.note else []
+        for seconds, what, worker, pid in self.steps:
+            by = "" if worker is None else f" [worker {worker}"
+            by += "" if worker is None else f", pid {pid}]" if pid else "]"
+            lines.append(f"  +{seconds:.6f} s {what}{by}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a pool is well, at one moment; made by :meth:`shmexec.Executor.health`."""
+
+    state: str
+    """``starting``: no worker is up yet (they start as calls need them); ``ready``;
+    ``busy``: calls pend or run; ``failed``: it takes no calls any more; ``closing``;
+    ``closed``."""
+    workers: int
+    """Workers that are up."""
+    starting: int
+    """Workers that start."""
+    busy: int
+    """Workers of those that are up that run calls."""
+    pending: int
+    """Calls that wait for a worker."""
+    oldest_pending: float
+    """Seconds that the first of them waits; 0 if there is none."""
+    restarts: int
+    """Workers that ended without being asked to."""
+    last_failure: str
+    """How the last of those ended, or why the pool has failed; else empty."""
+    last_failure_ago: float | None
+    """Seconds since the last of those ended, None if none did."""
+    private_bytes: int
+    """Private memory of all workers, as psutil sees it now."""

@@ -205,6 +205,8 @@ class CallOptions:
     timeout: float | None = None
     retries: int = 0
     priority: int = 0
+    worker: int | None = None
+    """Process id of the one worker that may run it; None: any."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timeout", seconds_or_none("timeout", self.timeout))
@@ -212,6 +214,8 @@ class CallOptions:
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
             msg = f"priority must be an integer, not {self.priority!r}"
             raise TypeError(msg)
+        if self.worker is not None:
+            positive_int("worker", self.worker)
 
 
 @dataclass(frozen=True, slots=True)

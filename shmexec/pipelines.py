@@ -333,6 +333,10 @@ class Pipeline(AsyncClosing):
         """For each stage, the figures of each replica, as :meth:`Executor.stats`."""
         return tuple(station.actor.stats() for station in self._stations)
 
+    def _dump(self) -> str:
+        """See `Executor.dump`."""
+        return "\n".join(station.actor._dump() for station in self._stations)  # noqa: SLF001
+
     def close(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more items; those submitted still go through, then the workers end.
 

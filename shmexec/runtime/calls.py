@@ -73,6 +73,8 @@ class PackedCall:
     """A stream's futures, as long as somebody wants them; the last is :attr:`future`."""
     closed = False
     """Whether a stream shall end: nobody wants more of it, or the pool ends."""
+    stack = ""
+    """Where it was when it was cancelled beside others."""
     only_here = False
     """Whether it makes no sense in any other process than a worker of this pool."""
 
@@ -368,6 +370,15 @@ def closed_error(options: Options, *, forked: bool, exiting: bool) -> PoolClosed
     if actor is not None:
         return PoolClosed(f"{who} is closed, or its executor is: make another one")
     return PoolClosed(f"{who}: cannot schedule new futures after shutdown")
+
+
+def traceback_of(payload: Any, views: tuple[Any, ...]) -> str:
+    """The traceback in a worker's error, as text; empty if there is none."""
+    try:
+        _, _, text, _ = load(payload, views)
+    except Exception:  # noqa: BLE001  (it is for people; nothing depends on it)
+        return ""
+    return text if isinstance(text, str) else ""
 
 
 def rebuild_error(data: bytes) -> BaseException:

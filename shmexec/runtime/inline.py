@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from shmexec.errors import PoolBroken
-from shmexec.figures import Stats
+from shmexec.figures import Health, Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import closed_error
 from shmexec.runtime.futures import Future
+from shmexec.runtime.here import show_here
 from shmexec.runtime.streams import LocalStream
 from shmexec.runtime.surroundings import around_calls
 from shmexec.wire.objects import with_values
@@ -65,6 +67,15 @@ class NoBlocks:
         raise TypeError(block)
 
 
+def _check_worker(options: CallOptions) -> None:
+    if options.worker not in {None, os.getpid()}:
+        msg = (
+            f"worker={options.worker}: with in_process=True calls run in this process "
+            f"({os.getpid()}), and nowhere else"
+        )
+        raise ValueError(msg)
+
+
 class InlinePool:
     """What :class:`~shmexec.runtime.pool.Pool` is, in one process.
 
@@ -92,6 +103,7 @@ class InlinePool:
     ) -> Future[Any]:
         """Run the call now."""
         self._prepare()
+        _check_worker(options)
         future: Future[Any] = Future()
         future.keep = keep
         future.set_running_or_notify_cancel()
@@ -131,6 +143,7 @@ class InlinePool:
     ) -> LocalStream[Any]:
         """Call it now; its steps run as they are asked for."""
         self._prepare()
+        _check_worker(options)
         fn, args, kwargs = with_values((fn, args, kwargs))
         return LocalStream(Steps(self._surround(fn)(*args, **kwargs)))
 
@@ -163,6 +176,30 @@ class InlinePool:
     def width(self) -> int:
         """One call at a time."""
         return 1
+
+    def dump(self) -> str:
+        """See :meth:`shmexec.Executor.dump`."""
+        what = (
+            "closed" if self._closed else "calls run in this process, in_process=True"
+        )
+        return show_here(f"executor {self.options.name!r}: {what}")
+
+    def health(self) -> Health:
+        """See :meth:`shmexec.Executor.health`."""
+        failed = "" if self._refusal is None else repr(self._refusal)
+        state = "failed" if failed else "ready"
+        return Health(
+            state="closed" if self._closed else state,
+            workers=0,
+            starting=0,
+            busy=0,
+            pending=0,
+            oldest_pending=0.0,
+            restarts=0,
+            last_failure=failed,
+            last_failure_ago=None,
+            private_bytes=0,
+        )
 
     def stats(self) -> Stats:
         """Figures, most of them zero."""

@@ -17,11 +17,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from shmexec.deadline import now
 from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
-from shmexec.figures import Stats
+from shmexec.figures import Health, Stats
 from shmexec.memory.host import Block
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle, reports
@@ -40,6 +41,7 @@ from shmexec.runtime.starting import Starting
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.surroundings import around_calls
 from shmexec.runtime.tables import Tables
+from shmexec.runtime.telling import Telling
 from shmexec.runtime.waiting import may_block
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
@@ -104,6 +106,7 @@ class Pool:
         self._sending = Sending(tables, self.leading.poller, self._events.append)
         self._guard = Guard(tables, self._handle, self._remarks.append)
         self._counting = Counting(tables, self, self._guard)
+        self.telling = Telling(tables, self._lock, self._standing)
         self._quotas = Quotas(tables, self, self._sending.tell)
         self._replies = Replies(
             tables,
@@ -184,6 +187,8 @@ class Pool:
             with self._lock, self._whole:
                 if self._closed or self._machine.broken or self.torn is not None:
                     self.check_open()
+                if options.worker is not None:
+                    worker = self._tables.number_of(options.worker)
                 if not self.leading.started:
                     self.leading.start()
                 armed = self._guard.due is None and self._guard.arm()
@@ -202,6 +207,7 @@ class Pool:
                         options.priority,
                         worker,
                         calls.kind_of(call, timeout, worker),
+                        call.name,
                     )
                 )
         except BaseException:
@@ -240,7 +246,7 @@ class Pool:
         call.credit = buffersize
         call.items = items = deque([call.future])
         # Items that have been taken cannot be unmade: no retries.
-        self.enter(call, CallOptions(options.timeout, 0, options.priority))
+        self.enter(call, replace(options, retries=0))
         return Stream(self, call.number, items, buffersize)
 
     def give_credit(self, number: int, credit: int) -> None:
@@ -331,14 +337,17 @@ class Pool:
     def standing(self) -> str:
         """What the pool is at: starting, ready, busy, failed, closing or closed."""
         with self._lock:
-            if self._closed or self._forked:
-                return "closed" if self._forked or self._gone.is_set() else "closing"
-            if self._machine.broken or self.torn is not None:
-                return "failed"
-            up = {r.WorkerState.IDLE, r.WorkerState.BUSY}
-            if not any(w.state in up for w in self._machine.workers.values()):
-                return "starting"
-            return "busy" if self._calls else "ready"
+            return self._standing()
+
+    def _standing(self) -> str:
+        if self._closed or self._forked:
+            return "closed" if self._forked or self._gone.is_set() else "closing"
+        if self._machine.broken or self.torn is not None:
+            return "failed"
+        up = {r.WorkerState.IDLE, r.WorkerState.BUSY}
+        if not any(w.state in up for w in self._machine.workers.values()):
+            return "starting"
+        return "busy" if self._calls else "ready"
 
     @property
     def broken(self) -> bool:
@@ -634,7 +643,7 @@ class Pool:
     def _adopt(self, handle: WorkerHandle) -> None:
         if handle.process.instead:
             self._remark_once("instead", handle.process.instead)
-        self._workers[handle.number] = handle
+        self._tables.adopt(handle)
         for descriptor in (handle.replies.fileno(), handle.process.sentinel):
             self._by_descriptor[descriptor] = handle
             self.leading.poller.add(descriptor, READ)
@@ -757,6 +766,19 @@ class Pool:
             call.future.disown(
                 calls.closed_error(self.options, forked=True, exiting=False)
             )
+
+    # -- for people --------------------------------------------------------------------
+
+    def dump(self) -> str:
+        """See :meth:`shmexec.Executor.dump`."""
+        if self._forked:
+            error = calls.closed_error(self.options, forked=True, exiting=False)
+            return f"{error}\n"
+        return self.telling.dump()
+
+    def health(self) -> Health:
+        """See :meth:`shmexec.Executor.health`."""
+        return self.telling.health()
 
     # -- figures -----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from shmexec.runtime import reports
-from shmexec.runtime.calls import Outcome, PackedCall
+from shmexec.runtime.calls import Outcome, PackedCall, traceback_of
 from shmexec.runtime.guard import Guard
 from shmexec.runtime.leading import Poller
 from shmexec.runtime.outputs import Outputs
@@ -191,6 +191,8 @@ class Replies:
                 call, kind, payload, views, None, False, warning, after
             )
             self._tables.forget(call.number)
+        elif call is not None and kind is Kind.ERROR and worker.flight:
+            call.stack = traceback_of(payload, views)
         if handle.look_after:
             self._guard.call_ended(handle)
         ok, seconds = kind is Kind.RESULT, message.seconds

@@ -169,11 +169,19 @@ def failure(
         )
     if command.why == "stopped":
         return CallStopped(
-            f"call {call.number} of {name} was stopped by cancel(running=True)"
-            + _afresh(actor, ". ")
+            f"call {call.number} of {name} was stopped by cancel(running=True). See "
+            ".stack for where it was" + _afresh(actor, ". "),
+            stack=fault_text,
         )
     if command.why == "broken":
         return broken()
+    if command.why == "gone":
+        return WorkerDied(
+            f"{command.detail} before it began call {call.number} of {name}, which was "
+            "for that worker alone. Submit it again, for another one",
+            pid=handle.process.pid if handle else None,
+            exitcode=handle.exitcode if handle else None,
+        )
     return WorkerDied(
         f"{command.detail} while it ran call {call.number} of {name}. "
         + (
@@ -205,7 +213,9 @@ def _cancelled(command: r.Fail, call: PackedCall, name: str) -> ShmexecError:
         seconds = call.timeout or 0.0
         return CallTimeout(
             f"{who} ran longer than its timeout of {seconds:g} s and was cancelled; "
-            "other calls go on",
+            "other calls go on. See .stack for where it was",
             seconds=seconds,
+            stack=call.stack,
         )
-    return CallStopped(f"{who} was cancelled; other calls go on")
+    text = f"{who} was cancelled; other calls go on. See .stack for where it was"
+    return CallStopped(text, stack=call.stack)

@@ -6,6 +6,9 @@ anything in :attr:`Tables.outcomes`, and to resolve what is there, number by num
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+
 from shmexec.memory.host import Host
 from shmexec.options import Options
 from shmexec.runtime import monitor
@@ -13,7 +16,11 @@ from shmexec.runtime.calls import Outcome, PackedCall
 from shmexec.runtime.room import RoomMaker
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler.machine import Machine
+from shmexec.scheduler.records import WorkerState
 from shmexec.scheduler.weight import Limits
+
+PIDS_KEPT = 4096
+"""Workers whose process ids are remembered, for stories of calls."""
 
 
 class Tables:
@@ -28,6 +35,9 @@ class Tables:
         calls: Calls that are not done, by their numbers.
         outcomes: Of calls that are done, and of items of streams; not resolved yet.
         workers: Those that run, by their numbers.
+        showing: Held by the thread that asks workers for their stacks; never inside the
+            pool's lock.
+        pids: Of workers, also of the latest of those that are gone.
     """
 
     def __init__(self, options: Options, host: Host, room: RoomMaker) -> None:
@@ -53,6 +63,35 @@ class Tables:
         self.calls: dict[int, PackedCall] = {}
         self.outcomes: dict[int, Outcome] = {}
         self.workers: dict[int, WorkerHandle] = {}
+        self.showing = threading.Lock()
+        self.pids: OrderedDict[int, int] = OrderedDict()
+
+    def adopt(self, handle: WorkerHandle) -> None:
+        """A worker's process runs."""
+        self.workers[handle.number] = handle
+        self.pids[handle.number] = handle.process.pid
+        if len(self.pids) > PIDS_KEPT:
+            self.pids.popitem(last=False)
+
+    def number_of(self, pid: int) -> int:
+        """The number of the worker that has this process id.
+
+        Raises:
+            ValueError: If there is none, or it is about to end.
+        """
+        up = {}
+        for number, handle in self.workers.items():
+            worker = self.machine.workers.get(number)
+            if worker is not None and worker.state is not WorkerState.DRAINING:
+                up[handle.process.pid] = number
+        if pid not in up:
+            now = ", ".join(map(str, up)) or "none"
+            msg = (
+                f"{self.options.name!r} has no worker with the process id {pid}, or not "
+                f"any more (its workers now: {now}). Submit the call for another one"
+            )
+            raise ValueError(msg)
+        return up[pid]
 
     def forget(self, number: int) -> PackedCall | None:
         """A call is done, or will never be: its blocks are given back."""

@@ -8,17 +8,16 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 
-from shmexec import limits
 from shmexec.memory import native
 from shmexec.memory.host import Host
 from shmexec.options import Options
 from shmexec.runtime import lifecycle
+from shmexec.runtime.faultlog import FaultLog
 from shmexec.runtime.footprint import Footprint
 from shmexec.runtime.outputs import WorkerOutput
 from shmexec.runtime.processes import WorkerProcess
@@ -26,26 +25,15 @@ from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
 from shmexec.wire.functions import KEPT_AT_MOST, FunctionRef, is_digest
 from shmexec.wire.messages import (
     Kind,
-    MalformedMessage,
     Message,
     PackedResult,
     decode_counts,
-    decode_result,
     encode,
     in_batches,
 )
 from shmexec.wire.objects import SharedObject
-from shmexec.worker.setup import (
-    INTERRUPT,
-    MARK_BYTES,
-    PACK_LOG_AT,
-    PACK_LOG_AT_MOST,
-    Inherited,
-    PassedDescriptor,
-    WorkerConfig,
-)
-
-_FAULT_TEXT_AT_MOST = 16384
+from shmexec.worker.setup import Inherited, PassedDescriptor, WorkerConfig
+from shmexec.worker.stacks import INTERRUPT
 
 
 class WorkerHandle:
@@ -94,7 +82,8 @@ class WorkerHandle:
         self._objects_gone: deque[bytes] = deque()
         packets = options.segment == "memfd" and sys.platform == "linux"
         self._closed = False
-        self._lifeline = self._fault_log = -1
+        self._lifeline = -1
+        self.log: FaultLog | None = None
         self._sockets: list[socket.socket] = []
         self.output = WorkerOutput()
         self.arena = host.new_worker_arena(account)
@@ -122,8 +111,7 @@ class WorkerHandle:
             self.framer = None if packets else Framer()
             lifeline, self._lifeline = os.pipe()
             ends.callback(os.close, lifeline)
-            self._fault_log = _scratch_file()
-            os.write(self._fault_log, bytes(MARK_BYTES))  # faulthandler appends
+            self.log = FaultLog()
             self.output, printed = _output(options.worker_output)
             for descriptor in printed.values():
                 ends.callback(os.close, descriptor)
@@ -133,6 +121,7 @@ class WorkerHandle:
                 requests=requests_end,
                 replies=replies_end,
                 arenas=arenas_end,
+                fault_log=self.log.descriptor,
                 lifeline=lifeline,
                 printed=printed,
                 inherited=inherited,
@@ -165,6 +154,7 @@ class WorkerHandle:
         requests: socket.socket,
         replies: socket.socket,
         arenas: socket.socket,
+        fault_log: int,
         lifeline: int,
         printed: Mapping[int, int],
         inherited: Inherited | None,
@@ -189,7 +179,7 @@ class WorkerHandle:
             arenas=PassedDescriptor(arenas.fileno()),
             parent_segment=PassedDescriptor(own.segment.descriptor),
             own_segment=PassedDescriptor(self.arena.segment.descriptor),
-            fault_log=PassedDescriptor(self._fault_log),
+            fault_log=PassedDescriptor(fault_log),
             lifeline=PassedDescriptor(lifeline),
             stdout=stdout,
             stderr=stderr,
@@ -318,38 +308,23 @@ class WorkerHandle:
 
     def begun(self) -> int:
         """The call that the worker has begun last, 0 if none."""
-        try:
-            mark = os.pread(self._fault_log, MARK_BYTES, 0)
-        except OSError:
-            return 0
-        return int.from_bytes(mark, "little")
+        return 0 if self.log is None else self.log.begun()
 
     def logged(self, begun: int) -> list[PackedResult]:
         """Results of the pack's calls before ``begun``.
 
         They were noted before that mark was written, so they are there, and whole.
         """
-        if begun not in self.pack:
+        if begun not in self.pack or self.log is None:
             return []
-        before = set(self.pack[: self.pack.index(begun)])
-        data = os.pread(self._fault_log, PACK_LOG_AT_MOST, PACK_LOG_AT)
-        found: list[PackedResult] = []
-        at = 0
-        while before:
-            try:
-                result, at = decode_result(data, at)
-            except MalformedMessage:
-                break
-            if result.request not in before:
-                break  # left over from another pack: the others came by themselves
-            before.remove(result.request)
-            found.append(result)
-        return found
+        return self.log.results(set(self.pack[: self.pack.index(begun)]))
 
     # -- its end -------------------------------------------------------------------------
 
     def interrupt(self) -> None:
         """Have it write its stacks to the fault log and raise in its main thread."""
+        if self.log is not None:
+            self.log.begin_last_text()
         self.process.signal(INTERRUPT or signal.SIGTERM)
 
     def kill(self) -> None:
@@ -359,12 +334,7 @@ class WorkerHandle:
 
     def fault_text(self) -> str:
         """What faulthandler wrote."""
-        try:
-            data = os.pread(self._fault_log, _FAULT_TEXT_AT_MOST, MARK_BYTES)
-        except OSError:
-            return ""
-        # Behind it there may be a gap, and the log of packs.
-        return data.partition(b"\0")[0].decode(errors="replace")
+        return "" if self.log is None else self.log.last_text()
 
     def close(self) -> None:
         """Give everything back; once it is reaped."""
@@ -379,11 +349,11 @@ class WorkerHandle:
         self.output.close()
         for sock in self._sockets:
             sock.close()
-        for name in ("_lifeline", "_fault_log"):
-            descriptor = getattr(self, name)
-            setattr(self, name, -1)
-            if descriptor >= 0:
-                os.close(descriptor)
+        if self.log is not None:
+            self.log.close()
+        lifeline, self._lifeline = self._lifeline, -1
+        if lifeline >= 0:
+            os.close(lifeline)
 
     def close_in_child(self, keep: set[int]) -> None:
         """In a forked child: let go of what is the parent's, but for ``keep``.
@@ -397,10 +367,11 @@ class WorkerHandle:
                 sock.detach()
             else:
                 sock.close()
-        for descriptor in (self._lifeline, self._fault_log):
-            if descriptor >= 0 and descriptor not in keep:
-                os.close(descriptor)
-        self._lifeline = self._fault_log = -1
+        if self.log is not None and self.log.descriptor not in keep:
+            self.log.close()
+        if self._lifeline >= 0 and self._lifeline not in keep:
+            os.close(self._lifeline)
+        self._lifeline = -1
 
 
 def _note_key(gone: deque[bytes], key: bytes, _: object) -> None:
@@ -433,13 +404,6 @@ def _output(mode: str) -> tuple[WorkerOutput, dict[int, int]]:
             os.close(descriptor)
         raise
     return WorkerOutput(tuple(reading)), passed
-
-
-def _scratch_file() -> int:
-    if not limits.memfd_refused():
-        return os.memfd_create("shmexec-fault", os.MFD_CLOEXEC)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _folder() -> str | None:

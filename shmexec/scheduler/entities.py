@@ -9,9 +9,16 @@ from __future__ import annotations
 from shmexec.scheduler import records as r
 from shmexec.scheduler.records import CallState, WorkerState
 
+Step = tuple[float, CallState, "int | None", str]
+"""When a call came into which state, by which worker, and what there is to say of it."""
+
+
+STOP = "is to stop"
+"""Begins what is said of a call that runs and is not wanted any more."""
+
 
 class Call:
-    """One call. ``history`` holds (time, state, worker) for :meth:`Machine.story`.
+    """One call. ``history`` is what :meth:`Machine.story` tells.
 
     Very many may wait: there is no history before the first move, and the place in the
     queue is one number (see :func:`~shmexec.scheduler.waiting.place_of`).
@@ -19,13 +26,16 @@ class Call:
 
     __slots__ = (
         "born",
+        "ended",
         "history",
         "id",
         "kill_at",
         "kind",
+        "name",
         "order",
         "pinned",
         "retries",
+        "seconds",
         "sent",
         "state",
         "stop_at",
@@ -36,6 +46,7 @@ class Call:
 
     def __init__(self, event: r.Submitted, order: int, now: float) -> None:
         self.id = event.call
+        self.name = event.name
         self.timeout = event.timeout
         self.retries = event.retries
         self.pinned = event.worker
@@ -49,9 +60,11 @@ class Call:
         self.sent = 0  # its place among all that the worker was sent
         self.stop_at: float | None = None  # when it times out
         self.kill_at: float | None = None  # when patience with it is over
-        self.history: list[tuple[float, CallState, int | None]] | None = None
+        self.history: list[Step] | None = None
+        self.ended = 0.0
+        self.seconds = 0.0  # what the worker says that it took
 
-    def note(self, step: tuple[float, CallState, int | None]) -> None:
+    def note(self, step: Step) -> None:
         """Add a step to the history."""
         if self.history is None:
             self.history = [step]

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
-from shmexec.scheduler.entities import Call, Worker
+from typing import NamedTuple
+
+from shmexec.scheduler.entities import STOP, Call, Worker
 from shmexec.scheduler.packs import Packs
 from shmexec.scheduler.records import CallState, WorkerState
 from shmexec.scheduler.state import State
 
 
-def story(call: Call) -> str:
-    """What happened to an unfinished call, a line for each step."""
-    start = call.born
-    history = [(start, CallState.PENDING, None), *(call.history or ())]
-    return "\n".join(
-        f"+{at - start:.3f} s {state.value}"
-        + (f" in worker {worker}" if worker is not None else "")
-        for at, state, worker in history
+class Told(NamedTuple):
+    """A step in the life of a call."""
+
+    at: float
+    what: str
+    worker: int | None
+
+
+def sent_at(call: Call) -> float:
+    """When it was sent to the worker that it is with."""
+    steps = call.history or ()
+    sent = (at for at, _, _, detail in reversed(steps) if not detail.startswith(STOP))
+    return next(sent, call.born)
+
+
+def story(call: Call) -> list[Told]:
+    """What happened to a call so far."""
+    told = [Told(call.born, "submitted", None)]
+    sent, ended = False, False
+    for at, state, worker, detail in call.history or ():
+        if state is CallState.PENDING:
+            told.append(Told(at, f"waits again: {detail}", worker))
+        elif state is CallState.RUNNING:
+            what = "" if detail.startswith(STOP) else "sent"
+            told.append(Told(at, f"{what} {detail}".strip(), worker))
+            sent = True
+        else:
+            told.append(Told(at, f"{state.value}: {detail}", worker))
+            ended = True
+    if call.state in {CallState.PENDING, CallState.RUNNING} or ended:
+        return told
+    took = (
+        f", after {call.seconds:.6f} s in the worker" if sent and call.seconds else ""
     )
+    what = "failed: it raised" if call.state is CallState.FAILED else call.state.value
+    return [*told, Told(call.ended, f"{what}{took}", None)]
 
 
 def validate(state: State, packs: Packs) -> None:

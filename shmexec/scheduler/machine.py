@@ -24,7 +24,7 @@ from shmexec.scheduler.packs import Packs
 from shmexec.scheduler.records import CallState, Command, Event, WorkerState
 from shmexec.scheduler.slots import Slots
 from shmexec.scheduler.state import State
-from shmexec.scheduler.waiting import place_of
+from shmexec.scheduler.waiting import place_of, priority_of
 from shmexec.scheduler.weight import NO_LIMITS, Limits, Weight
 
 
@@ -65,6 +65,7 @@ class Machine:
         self.exclusive = exclusive
         self.slots = slots
         self.deaths = 0
+        self.last_death: tuple[float, str] | None = None
         self._state = State(max_workers, exclusive=exclusive, slots=slots)
         self._packs = Packs(self._state, max_calls)
         self._slots = Slots(self._state)
@@ -136,7 +137,7 @@ class Machine:
         state = self._state
         state.pending -= 1
         call.state = CallState.RUNNING
-        call.note((now, CallState.RUNNING, worker.id))
+        call.note((now, CallState.RUNNING, worker.id, ""))
         state.idle.pop(worker.id, None)
         worker.state = WorkerState.BUSY
         worker.since = now
@@ -162,6 +163,7 @@ class Machine:
             raise r.IllegalEvent(msg)
         self._detach(call, worker)
         worker.calls += 1
+        call.seconds = event.seconds
         if call.kind is not None:
             self._packs.learn(call.kind, event.seconds)
         if call.stopping:
@@ -171,6 +173,8 @@ class Machine:
                 return [failed]
             return [failed, state.await_exit(worker, now)]
         ended = CallState.DONE if event.ok else CallState.FAILED
+        if not event.begun:
+            state.note_unsent(call, worker, now)
         state.move(call, ended, now, worker)
         return self._ready_again(worker, now)
 
@@ -208,7 +212,7 @@ class Machine:
         if call.worker.look_at is not None:
             # Its worker may be at another call of the pack. If it is still there, or
             # has not begun, when the deadline has passed, it is stopped, or dropped.
-            call.stopping = "stopped"
+            self._state.note_stop(call, call.worker, "stopped", now)
             return []
         return self._stop(call, call.worker, "stopped", now)
 
@@ -216,7 +220,8 @@ class Machine:
         """Have a running call's worker ended; its slot is free at once."""
         if self.slots > 1:
             return self._slots.stop(call, worker, why, now)
-        call.stopping = why
+        if not call.stopping:
+            self._state.note_stop(call, worker, why, now)
         if worker.state is WorkerState.DRAINING:
             return []  # it was killed for its memory
         return [self._state.interrupt(worker, now), *self._dispatch(now)]
@@ -242,8 +247,10 @@ class Machine:
         state = self._state
         worker = state.known(event.worker)
         state.forget(worker)
-        self.deaths += worker.state is not WorkerState.DRAINING
         call, reason = worker.call, event.reason
+        if worker.state is not WorkerState.DRAINING:
+            self.deaths += 1
+            self.last_death = now, reason
         if worker.flight:
             commands = self._slots.orphaned(worker, event, now)
         elif call is not None:
@@ -254,7 +261,7 @@ class Machine:
         else:
             commands = self._crew.died(worker, event, now)
         for pinned in state.waiting.abandon(worker.id):
-            commands.append(state.fail(pinned, "died", now, worker, reason))
+            commands.append(state.fail(pinned, "gone", now, worker, reason))
         return [*commands, *self._dispatch(now), *self._maybe_finish(now)]
 
     def _on_mute(self, event: r.WorkerMute, now: float) -> list[Command]:
@@ -457,12 +464,24 @@ class Machine:
         state = self._state
         return bool(state.calls) or state.starting > 0 or state.draining > 0
 
-    def story(self, call_id: int) -> str:
-        """What happened to an unfinished call, a line for each step."""
-        call = self.calls.get(call_id)
-        if call is None:
-            return f"call {call_id} is not known (finished, or never submitted)"
-        return inspection.story(call)
+    def find(self, number: int) -> Call | None:
+        """A call, also one that is finished if it is still remembered."""
+        return self.calls.get(number) or self._state.memory.find(number)
+
+    def story(self, number: int) -> list[inspection.Told] | None:
+        """What happened to a call; None if it is not known, or not any more."""
+        call = self.find(number)
+        return None if call is None else inspection.story(call)
+
+    def oldest_pending(self) -> Call | None:
+        """The call that waits for longest; they are in the order they came in."""
+        pending = (c for c in self.calls.values() if c.state is CallState.PENDING)
+        return next(pending, None)
+
+    def pending_priorities(self) -> list[int]:
+        """The priority of each call that waits."""
+        calls = self.calls.values()
+        return [priority_of(c.order) for c in calls if c.state is CallState.PENDING]
 
     def validate(self) -> None:
         """Check the invariants; for tests."""

@@ -76,7 +76,7 @@ class Packs:
     def start(self, pack: list[Call], worker: Worker, now: float) -> r.SendPack:
         """Send pending calls to an idle worker."""
         self._state.shift(worker, WorkerState.BUSY, now)
-        step = (now, CallState.RUNNING, worker.id)
+        step = (now, CallState.RUNNING, worker.id, f"in a pack of {len(pack)}")
         self._state.pending -= len(pack)
         for call in pack:
             assert call.state is CallState.PENDING
@@ -108,6 +108,7 @@ class Packs:
         for number, ok, seconds in event.results:
             call = worker.pack.pop(number)
             call.worker = None
+            call.seconds = seconds
             if call.stopping:
                 commands.append(self._state.fail(call, call.stopping, now, worker))
             else:
@@ -171,6 +172,6 @@ class Packs:
             elif state.broken:
                 commands.append(state.fail_broken(call, now))
             else:
-                state.wait_again(call, now)
+                state.wait_again(call, now, "taken back: it had not begun")
                 commands.append(r.TakeBack(call.id))
         return commands

@@ -69,6 +69,8 @@ class Submitted(NamedTuple):
     """Only this worker may run it."""
     kind: Hashable = None
     """Calls of one kind take about as long; those of None are never packed."""
+    name: str = ""
+    """What people know it by."""
 
 
 class WorkerBegan(NamedTuple):
@@ -275,7 +277,8 @@ class Fail(NamedTuple):
 
     call: int
     why: str
-    """``died``, ``timeout``, ``stopped``, ``broken`` or ``cancelled``."""
+    """``died``, ``gone`` (before it had begun, and it was for that worker), ``timeout``,
+    ``stopped``, ``broken`` or ``cancelled``."""
     worker: int | None = None
     detail: str = ""
     gently: bool = False

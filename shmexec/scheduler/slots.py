@@ -60,6 +60,7 @@ class Slots:
             worker.begun = max(worker.begun, call.sent)
         self._detach(call, worker)
         worker.calls += 1
+        call.seconds = event.seconds
         commands: list[Command] = []
         if call.stopping:
             gently = worker.state is not WorkerState.DRAINING
@@ -67,6 +68,8 @@ class Slots:
             commands.append(failed._replace(gently=gently))
         else:
             ended = CallState.DONE if event.ok else CallState.FAILED
+            if not event.begun:
+                state.note_unsent(call, worker, now)
             state.move(call, ended, now, worker)
         if worker.state is WorkerState.DRAINING:
             if state.exclusive and not worker.flight:
@@ -88,7 +91,7 @@ class Slots:
 
     def stop(self, call: Call, worker: Worker, why: str, now: float) -> list[Command]:
         """Ask a call to end; if it does not, its worker will be ended."""
-        call.stopping = why
+        self._state.note_stop(call, worker, why, now)
         self._end_limits(call)
         if worker.state is WorkerState.DRAINING:
             return []

@@ -8,7 +8,8 @@ the modules beside this one.
 from __future__ import annotations
 
 from shmexec.scheduler import records as r
-from shmexec.scheduler.entities import Call, Worker
+from shmexec.scheduler.entities import STOP, Call, Worker
+from shmexec.scheduler.memory import Memory
 from shmexec.scheduler.records import CallState, Command, WorkerState
 from shmexec.scheduler.waiting import Waiting
 
@@ -43,6 +44,7 @@ class State:
         self.exclusive = exclusive
         self.slots = slots
         self.calls: dict[int, Call] = {}
+        self.memory = Memory()  # of calls that are finished
         self.workers: dict[int, Worker] = {}
         self.waiting = Waiting(self.calls)
         # Those that can take a call. Ordered: the last one is used first.
@@ -104,9 +106,14 @@ class State:
     # -- calls -----------------------------------------------------------------------
 
     def move(
-        self, call: Call, state: CallState, now: float, worker: Worker | None = None
+        self,
+        call: Call,
+        state: CallState,
+        now: float,
+        worker: Worker | None = None,
+        detail: str = "",
     ) -> None:
-        """Change a call's state; one that is finished is forgotten.
+        """Change a call's state; one that is finished is only remembered.
 
         Raises:
             IllegalEvent: If its state does not allow that.
@@ -122,8 +129,10 @@ class State:
         if state in self.counts:
             self.counts[state] += 1
             del self.calls[call.id]
+            call.ended = now
+            self.memory.keep(call)
         else:
-            call.note((now, state, worker.id if worker else None))
+            call.note((now, state, worker.id if worker else None, detail))
 
     def fail(
         self,
@@ -135,6 +144,10 @@ class State:
     ) -> r.Fail:
         """End a call with an error of our own; see :class:`Fail`."""
         state = CallState.CANCELLED if why == "cancelled" else CallState.FAILED
+        if state is CallState.FAILED:
+            # Why it did: of what ends no more than that is kept.
+            by = worker.id if worker else None
+            call.note((now, state, by, f"{why}: {detail}" if detail else why))
         self.move(call, state, now, worker)
         return r.Fail(call.id, why, worker.id if worker else None, detail)
 
@@ -151,10 +164,21 @@ class State:
             if call.state is CallState.PENDING
         ]
 
-    def wait_again(self, call: Call, now: float) -> None:
+    def wait_again(self, call: Call, now: float, why: str) -> None:
         """Have a call that was sent to a worker wait again, in its old place."""
-        self.move(call, CallState.PENDING, now)
+        self.move(call, CallState.PENDING, now, detail=why)
         self.waiting.add(call)
+
+    def note_stop(self, call: Call, worker: Worker, why: str, now: float) -> None:
+        """A call that runs is to stop."""
+        call.stopping = why
+        text = "its time is up" if why == "timeout" else "cancelled"
+        call.note((now, CallState.RUNNING, worker.id, f"{STOP}: {text}"))
+
+    def note_unsent(self, call: Call, worker: Worker, now: float) -> None:
+        """A call was not sent after all, and will not be."""
+        text = "it was not sent after all: cancelled, or for lack of descriptors"
+        call.note((now, CallState.FAILED, worker.id, text))
 
     def orphan(
         self, call: Call, worker: Worker, unread: bool, reason: str, now: float
@@ -175,7 +199,8 @@ class State:
         if not self.broken and (unread or call.retries > 0):
             call.retries -= not unread
             if call.pinned is None:
-                self.wait_again(call, now)
+                what = "it had not begun" if unread else "it runs again"
+                self.wait_again(call, now, f"{reason}; {what}")
                 return []
         return [self.fail(call, "died", now, worker, reason)]
 

@@ -31,6 +31,11 @@ def place_of(number: int, priority: int) -> int:
     return number if not priority else (-priority << _BITS) + number
 
 
+def priority_of(place: int) -> int:
+    """The priority of the call that has this place."""
+    return -(place >> _BITS)
+
+
 class Waiting:
     """The numbers of pending calls.
 

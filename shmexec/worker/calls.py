@@ -16,7 +16,7 @@ from shmexec.worker import loop as event_loop
 from shmexec.worker.failures import dump_as, pickle_error
 from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.notes import note_read_only
-from shmexec.worker.setup import MARK_BYTES
+from shmexec.worker.stacks import MARK_BYTES
 
 Called = tuple[Callable[..., Any], Any, Any]
 """A function, its arguments and its keyword arguments."""

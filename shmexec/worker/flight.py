@@ -29,7 +29,7 @@ from shmexec.worker.line import Line
 from shmexec.worker.memory import WorkerMemory
 from shmexec.worker.notes import note_read_only
 from shmexec.worker.replies import Replies
-from shmexec.worker.setup import Interrupted
+from shmexec.worker.stacks import Interrupted
 from shmexec.worker.steps import END, Steps
 
 Outcome = tuple[Kind, Pickled]
@@ -165,7 +165,8 @@ class Flight:
         elif type(made) is not CoroutineType:
             return dump_as(made, "result")
         going = self._go_on(message, made, called)
-        task = self._loop.create_task(self._finish(message, going, started))
+        name = f"call {message.request}"
+        task = self._loop.create_task(self._finish(message, going, started), name=name)
         self._tasks[message.request] = task
         return None
 

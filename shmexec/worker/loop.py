@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 
 class _Own(threading.local):
@@ -24,6 +24,9 @@ class _Own(threading.local):
 
 
 _own = _Own()
+
+on_made: Callable[[], object] | None = None
+"""Called when the first loop is made; of a worker's, that is in its main thread."""
 
 
 def awaited(result: Any) -> Any:
@@ -39,19 +42,22 @@ def own() -> asyncio.AbstractEventLoop:
 
     if _own.loop is None or _own.loop.is_closed():
         _own.loop = asyncio.new_event_loop()
+        if on_made is not None:
+            on_made()
+    return _own.loop
+
+
+def made() -> asyncio.AbstractEventLoop | None:
+    """This thread's loop, if there is one."""
     return _own.loop
 
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine to its end."""
-    import asyncio
-
     if is_running():
         # In the program's own process, called from a coroutine: another thread's turn.
         return _elsewhere(coroutine)
-    if _own.loop is None or _own.loop.is_closed():
-        _own.loop = asyncio.new_event_loop()
-    return _own.loop.run_until_complete(coroutine)
+    return own().run_until_complete(coroutine)
 
 
 def is_needed() -> bool:

@@ -11,7 +11,7 @@ from shmexec.wire.messages import Kind, Message, encode_result
 from shmexec.worker import output
 from shmexec.worker.calls import Calls
 from shmexec.worker.replies import Replies
-from shmexec.worker.setup import MARK_BYTES, PACK_LOG_AT
+from shmexec.worker.stacks import MARK_BYTES, PACK_LOG_AT
 
 _PACKED_AT_MOST = 4096
 """Bytes of a result that goes with others."""

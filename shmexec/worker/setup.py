@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import pickle
 import platform
@@ -13,28 +12,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import reduction
-from types import FrameType
 from typing import Any
 
 import cloudpickle
 
-INTERRUPT = getattr(signal, "SIGUSR1", None)
-"""Sent by the parent to a worker whose call must stop: dumps the stacks, interrupts."""
+from shmexec.worker import stacks
 
 NOT_STARTED = 71
 """Exit code (``EX_OSERR``) of a worker that the system refused what it needs to start."""
-
-MARK_BYTES = 8
-"""At the start of the fault log the worker writes the number of the call it begins."""
-
-PACK_LOG_AT = 1 << 20
-"""Where in the fault log, which is sparse, the results of a pack are noted as they come.
-
-From there the parent takes them if a call that follows them in the pack is long, or kills
-the worker."""
-
-PACK_LOG_AT_MOST = 1 << 20
-"""Bytes of that."""
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -112,10 +97,6 @@ class WorkerConfig:
     folder: str | None = None
 
 
-class Interrupted(KeyboardInterrupt):
-    """Raised in a call that the parent wants to stop."""
-
-
 def prepare(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
     """Settings of the process: environment, signals, threads, name, lifeline."""
     os.environ.clear()
@@ -140,22 +121,10 @@ def prepare(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
 def _signals(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
     # The terminal sends Ctrl-C to all processes; what it means is the parent's call.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.enable(config.fault_log.number, all_threads=True)
-    if INTERRUPT is None:
-        return
-
-    def interrupt(_signum: int, _frame: FrameType | None) -> None:
-        if is_running():
-            raise Interrupted
-
-    signal.signal(INTERRUPT, interrupt)
-    # The dump comes from C, whatever the interpreter does; then the handler above.
-    faulthandler.register(
-        INTERRUPT, file=config.fault_log.number, all_threads=True, chain=True
-    )
+    stacks.prepare(config.fault_log.number, is_running)
     for name in ("SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {INTERRUPT})
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def hold_lifeline(pipe: int) -> None:

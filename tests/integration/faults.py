@@ -369,3 +369,9 @@ def print_lines(call: int, number: int) -> int:
     for i in range(number):
         sys.stdout.write(f"{call}:{i}\n")
     return call
+
+
+def pids(number: int) -> Iterator[int]:
+    """Yield the process id so often."""
+    for _ in range(number):
+        yield os.getpid()

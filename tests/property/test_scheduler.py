@@ -248,6 +248,7 @@ class Scheduling(weighing.Weighing):
         died = isinstance(event, r.WorkerDead)
         allowed = {
             "died": died,
+            "gone": died and call.event.worker == command.worker,
             "timeout": limit is not None
             and call.sent_at is not None
             and self.now >= call.sent_at + limit,

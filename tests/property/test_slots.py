@@ -157,6 +157,7 @@ class Sharing(weighing.Weighing):
         call.outcomes.append(command.why)
         assert {
             "died": isinstance(event, r.WorkerDead),
+            "gone": call.event.worker == command.worker,
             "timeout": call.event.timeout is not None,
             "stopped": call.stop_asked,
             "broken": self.broken,

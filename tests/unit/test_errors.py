@@ -15,7 +15,7 @@ EXAMPLES = [
     errors.SerializationError("message", "args[0].lock"),
     errors.WorkerDied("m", pid=3, exitcode=-9, memory=5, fault_text="stack"),
     errors.CallTimeout("message", seconds=2.5, stack="stack"),
-    errors.CallStopped("message"),
+    errors.CallStopped("message", stack="stack"),
     errors.PoolBroken("message", ("one", "two")),
     errors.SharedMemoryFull("message", needed=9, used=4, budget=10),
     errors.MemoryScarce("message", needed=9, used=4, budget=10, threshold=7),

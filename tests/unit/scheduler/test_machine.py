@@ -7,6 +7,7 @@ import pytest
 from shmexec.scheduler import records as r
 from shmexec.scheduler.crew import BACKOFF, SCARCE_AT_MOST, SCARCE_PAUSE
 from shmexec.scheduler.machine import Machine
+from shmexec.scheduler.memory import KEPT
 from shmexec.scheduler.records import CallState, WorkerState
 from shmexec.scheduler.slots import CANCEL_WITHIN
 from shmexec.scheduler.state import EXIT_WITHIN, KILL_AFTER, MUTE_AT_MOST
@@ -400,7 +401,7 @@ def test_a_pinned_call_fails_with_its_worker():
     pool.submit(2, worker=1)
     assert pool(r.WorkerDead(1, "x")) == [
         r.Fail(1, "died", 1, "x"),
-        r.Fail(2, "died", 1, "x"),
+        r.Fail(2, "gone", 1, "x"),
     ]
 
 
@@ -499,12 +500,68 @@ def test_a_story():
     pool(r.WorkerReady(1))
     pool.now = 2.0
     pool(r.WorkerDead(1, "x"))
-    assert pool.machine.story(1).splitlines() == [
-        "+0.000 s pending",
-        "+1.500 s running in worker 1",
-        "+2.000 s pending",
+    assert pool.machine.story(1) == [
+        (0.0, "submitted", None),
+        (1.5, "sent", 1),
+        (2.0, "waits again: x; it runs again", None),
     ]
-    assert "not known" in pool.machine.story(2)
+    assert pool.machine.story(2) is None
+
+
+def test_the_story_of_a_finished_call():
+    pool = Pool(1).with_ready(1)
+    pool.submit(1)
+    pool.now = 3.0
+    pool(r.Finished(1, 1, ok=True, seconds=2.5))
+    assert pool.machine.story(1) == [
+        (0.0, "submitted", None),
+        (0.0, "sent", 1),
+        (3.0, "done, after 2.500000 s in the worker", None),
+    ]
+
+
+def test_the_story_of_a_call_that_timed_out():
+    pool = Pool(1).with_ready(1)
+    pool.submit(1, timeout=1.0)
+    pool.now = 1.0
+    pool(r.Tick())
+    pool.now = 1.25
+    pool(r.WorkerDead(1, "killed"))
+    assert pool.machine.story(1)[2:] == [
+        (1.0, "is to stop: its time is up", 1),
+        (1.25, "failed: timeout: killed", 1),
+    ]
+
+
+def test_a_cancelled_call_has_a_story():
+    pool = Pool(1)
+    pool.submit(1)
+    pool(r.Cancelled(1))
+    assert [what for _, what, _ in pool.machine.story(1)] == ["submitted", "cancelled"]
+
+
+def test_stories_are_kept_of_so_many_calls_and_no_more():
+    pool = Pool(1).with_ready(1)
+    pool.submit(1)
+    pool(r.Finished(1, 1, ok=False))
+    for number in range(2, KEPT + 3):
+        pool.submit(number)
+        pool(r.Finished(number, 1, ok=True))
+    assert pool.machine.story(1), "what failed is kept apart"
+    assert pool.machine.story(2) is None
+    assert pool.machine.story(3)
+
+
+def test_what_waits_for_longest():
+    pool = Pool(1)
+    assert pool.machine.oldest_pending() is None
+    for number in (1, 2, 3):
+        pool.now = float(number)
+        pool.submit(number, priority=number)
+    assert pool.machine.oldest_pending().id == 1
+    pool(r.WorkerReady(1))
+    assert pool.machine.oldest_pending().id == 1
+    assert pool.machine.pending_priorities() == [1, 2]
 
 
 # -- workers that hold something -------------------------------------------------------
