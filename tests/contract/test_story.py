@@ -111,7 +111,7 @@ def test_of_streams_and_actors(make_executor):
 def test_of_many_only_the_latest_are_known(make_executor):
     executor = make_executor(1)
     first = executor.submit(calls.same, 0)
-    last = [executor.submit(calls.same, i) for i in range(1005)][-1]
+    last = [executor.submit(calls.same, i) for i in range(3000)][-1]
     last.result()
     assert told(executor, last)
     story = executor.story(first)
