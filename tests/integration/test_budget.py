@@ -10,6 +10,10 @@ import asyncio
 import gc
 import os
 import random
+import signal
+import subprocess
+import sys
+import threading
 from contextlib import ExitStack
 
 import numpy as np
@@ -19,6 +23,7 @@ import shmexec
 from shmexec.runtime import lifecycle
 from tests.contract import calls
 from tests.integration import faults
+from tests.integration.test_limits import may_mount
 from tests.waiting import wait_until
 
 MB = 1 << 20
@@ -99,6 +104,48 @@ def test_a_shared_array_does(busy):
     with pytest.raises(shmexec.SharedMemoryFull):
         busy.submit(faults.total, np.empty(65 * MB, np.uint8))
     assert busy.submit(faults.total, shmexec.share(np.ones(60 * MB, "b"))).result() > 0
+
+
+def test_a_stopped_worker_keeps_nobody_from_room(make_small, make_gate, monkeypatch):
+    """It was asked for what it has, and does not answer."""
+    monkeypatch.setattr("shmexec.runtime.room.RECLAIM_WITHIN", 0.1)
+    monkeypatch.setattr("shmexec.runtime.quotas.RECLAIM_WITHIN", 0.1)
+    executor, gate = make_small(2), make_gate()
+    one = executor.submit(faults.filled_behind, gate, 60 * MB, 1)
+    gate.arrived()
+    other = executor.submit(os.getpid).result()
+    (stopped,) = set(executor._pool.pids()) - {other}
+    gate.open()
+    assert one.result()[0] == 1
+    del one
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        gates = [make_gate(), make_gate()]  # for both: the stopped one gets the first
+        futures = [
+            executor.submit(faults.filled_behind, each, 60 * MB) for each in gates
+        ]
+        gates[1].arrived()
+        gates[1].open()
+        assert futures[1].result()[0] == 1
+        del futures[1]
+        gc.collect()
+        assert executor.submit(faults.total, faults.filled(60 * MB)).result() == 60 * MB
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    gates[0].open()
+    assert futures[0].result()[0] == 1
+
+
+def test_submit_waits_no_longer_for_a_worker_that_dies(make_small, make_gate):
+    executor, gate = make_small(1), make_gate()
+    first = executor.submit(faults.total_behind, gate, faults.filled(40 * MB))
+    gate.arrived()
+    timer = threading.Timer(0.1, os.kill, (executor._pool.pids()[0], signal.SIGKILL))
+    timer.start()
+    second = executor.submit(faults.total, faults.filled(40 * MB))
+    assert isinstance(first.exception(), shmexec.WorkerDied)
+    assert second.result() == 40 * MB
+    timer.join()
 
 
 # -- streams -------------------------------------------------------------------------------
@@ -264,3 +311,70 @@ def test_with_its_last_executor_a_program_gives_back_what_is_idle():
         host = executor._pool.host
         assert on_disk(host) >= 48 * MB
     assert on_disk(host) <= 32 * MB
+
+
+FILLS_THE_FILE_SYSTEM = """
+import os
+import numpy as np
+from shmexec.errors import SharedMemoryFull
+from shmexec.memory import native
+from shmexec.memory.arena import Arena
+from shmexec.memory.host import Host
+from shmexec.memory.segment import Segment
+from shmexec.wire.sources import Source
+
+MB = 1 << 20
+host = Host("posix", 1 << 30, 1 << 30)
+host.budget.open("account")
+content = Source(np.ones(MB + 7, np.uint8).data)
+other = os.open("/dev/shm/other", os.O_RDWR | os.O_CREAT)
+os.posix_fallocate(other, 0, 8 * MB)  # after the host has looked how much there is
+blocks = []
+try:
+    while True:
+        blocks.append(host.allocate("account", content.nbytes, "holder", content))
+except SharedMemoryFull as error:
+    assert "/dev/shm" in str(error), error
+    assert error.needed == content.nbytes and error.used < error.budget
+assert 5 <= len(blocks) <= 8, len(blocks)
+assert all((host.bytes_of(block) == 1).all() for block in blocks)
+assert host.budget.used() == host.arena.blocks.used
+
+pure = Arena(8, Segment.create("posix", 1 << 30))
+_, fresh = pure.reserve(8 * MB)
+try:
+    pure.back(fresh)
+    raise AssertionError
+except MemoryError:
+    pass
+
+host.release([block.lease for block in blocks])
+host.trim()
+if native.is_built():
+    arena = native.NativeArena(7, Segment.create("posix", 1 << 30))
+    arena.quota = 1 << 29
+    before, held = arena.enter(), []
+    for n in range(40):
+        held.append((np.zeros if n % 2 else np.ones)(MB // 2 + 64 * n, np.uint8))
+        held[n][:] = n
+    arena.leave(before)
+    assert all((array == n).all() for n, array in enumerate(held))
+    start = arena.segment.address
+    inside = [start <= each.ctypes.data < start + arena.segment.size for each in held]
+    assert 10 <= sum(inside) < 20, "what finds no room comes from malloc"
+print("fine")
+"""
+
+
+def test_a_full_file_system_is_an_error_and_no_bus_error():
+    if not may_mount():
+        pytest.skip("mounting file systems is not allowed here")
+    steps = 'mount -t tmpfs -o size=16m tmpfs /dev/shm && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", steps, "sh", sys.executable]
+    done = subprocess.run(
+        [*command, "-c", FILLS_THE_FILE_SYSTEM],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
