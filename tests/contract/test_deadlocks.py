@@ -64,21 +64,6 @@ def test_an_error_in_the_call(pool):
     assert isinstance(_error(pool, calls.raise_division), ZeroDivisionError)
 
 
-def test_an_exit_in_the_call(pool):
-    error = _error(pool, calls.leave, 5)
-    assert isinstance(error, SystemExit)
-    assert error.code == 5
-
-
-def test_a_keyboard_interrupt_in_the_call(pool):
-    assert isinstance(_error(pool, calls.interrupt), KeyboardInterrupt)
-
-
-def test_a_crash_in_the_call(pool):
-    error = _error(pool, calls.leave_at_once)
-    assert isinstance(error, shmexec.WorkerDied)
-
-
 def test_a_crash_with_large_arguments_waiting(pool, gate):
     large = np.ones(2_000_000)
     crash = pool.submit(calls.kill_me, 9, large)

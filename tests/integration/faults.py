@@ -59,19 +59,6 @@ def die_on_first_run(array: np.ndarray, path: str) -> float:
     return total
 
 
-def leave_a_grandchild(path: str) -> NoReturn:
-    """Have a child that holds all descriptors of this worker, then die."""
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        while True:
-            signal.pause()
-    with open(path, "w") as file:
-        file.write(str(child))
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
 def with_subprocess(path: str) -> int:
     """Have a program run that inherits what is inheritable, then return."""
     child = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -11,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -97,6 +98,65 @@ def double_behind(gate: Barrier, array: np.ndarray) -> np.ndarray:
     """The call that another worker is at meanwhile."""
     gate.wait()
     return array * 2
+
+
+HIT = 5
+"""The item at which a fault strikes, in other ways of calling."""
+
+
+def row(number: int) -> np.ndarray:
+    """What an item becomes."""
+    return np.full(50_000, number, np.uint8)
+
+
+def tiny(number: int) -> int:
+    """One of many in a pack."""
+    if number == HIT:
+        reach("test.call")
+    return 2 * number
+
+
+def stream(items: int) -> Iterator[np.ndarray]:
+    """Items one after another."""
+    for number in range(items):
+        if number == HIT:
+            reach("test.call")
+        yield row(number)
+
+
+class Model:
+    """An actor's."""
+
+    def step(self, number: int) -> np.ndarray:
+        """One call at a time."""
+        if number == HIT:
+            reach("test.call")
+        return row(number)
+
+
+class Several:
+    """An actor's that has several calls under way."""
+
+    async def step(self, number: int) -> np.ndarray:
+        """One of them."""
+        await asyncio.sleep(0)
+        if number == HIT:
+            reach("test.call")
+        return row(number)
+
+
+def batch(items: list[int]) -> list[int]:
+    """Items that were gathered."""
+    if HIT in items:
+        reach("test.call")
+    return [2 * item for item in items]
+
+
+def rows(x: np.ndarray) -> np.ndarray:
+    """Some rows of an array."""
+    if (x[:, 0] == HIT).any():
+        reach("test.call")
+    return x * 2
 
 
 # -- faults ----------------------------------------------------------------------------

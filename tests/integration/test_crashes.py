@@ -252,15 +252,6 @@ def test_a_stopped_worker_that_goes_on_has_lost_nothing(make_executor):
     assert future.result() == pid
 
 
-def test_a_worker_killed_while_it_starts(make_executor, tmp_path):
-    path = tmp_path / "left"
-    path.write_text("2")
-    executor = make_executor(1, initializer=faults.once, initargs=(str(path),))
-    assert executor.submit(calls.same, "right").result() == "right"
-    assert path.read_text() == "0"
-    assert executor.stats().worker_deaths == 2
-
-
 def test_a_worker_that_hangs_in_its_initializer_can_be_killed(make_executor, gate):
     executor = make_executor(1, initializer=calls.through, initargs=(gate,))
     future = executor.submit(calls.same, "right")
@@ -430,19 +421,6 @@ def test_exceptions_are_not_retried(make_executor, tmp_path):
 def kill_noted(path):
     with contextlib.suppress(OSError, ValueError):
         os.kill(int(path.read_text()), signal.SIGKILL)
-
-
-def test_a_grandchild_that_holds_the_pipes_hides_no_death(make_executor, tmp_path):
-    executor = make_executor(1)
-    path = tmp_path / "pid"
-    try:
-        error = executor.submit(faults.leave_a_grandchild, str(path)).exception(20)
-        assert isinstance(error, shmexec.WorkerDied)
-        assert error.exitcode == -signal.SIGKILL
-        assert executor.submit(calls.same, 1).result() == 1
-        executor.shutdown()
-    finally:
-        kill_noted(path)
 
 
 def test_a_program_started_by_a_call_does_not_hold_up_the_end(make_executor, tmp_path):

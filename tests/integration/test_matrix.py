@@ -8,11 +8,8 @@ with ``--every-kind`` all pairs for all kinds.
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import signal
+import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,107 +18,11 @@ import shmexec
 from shmexec import faultpoints
 from shmexec.scheduler import state
 from tests.integration import matrix, matrix_faults
-from tests.integration.faults import is_gone
 from tests.integration.matrix import Pair
+from tests.integration.trials import Trial
 from tests.waiting import LONG, wait_until
 
 SEGMENTS = {"forkserver": "memfd", "fork": "posix", "spawn": "memfd"}
-TEXTS = {
-    "SIGKILL": "SIGKILL",
-    "SIGSEGV": "SIGSEGV",
-    "os._exit": "code 7",
-    "sys.exit": "code 7",
-    "KeyboardInterrupt": "code 1",
-    "stack overflow": "SIGSEGV",
-    "MemoryError": "code 1",
-    "closed descriptors": "code 1",
-    "closed, and goes on": "closed its end of the connection",
-    "empty message": "closed its end of the connection",
-    "grandchild": "SIGKILL",
-    "truncated message": "that are no message|code 7",
-    "garbage": "35 bytes that are no message|where a message is to start",
-}
-"""What WorkerDied says of it."""
-
-STAY = {"SIGTERM ignored", "closed, and goes on", "empty message", "garbage"}
-
-OWN = {
-    "sys.exit": SystemExit,
-    "KeyboardInterrupt": KeyboardInterrupt,
-    "MemoryError": MemoryError,
-}
-
-
-class Trial:
-    """One pair, tried."""
-
-    def __init__(self, pair: Pair, folder: Path) -> None:
-        self.pair = pair
-        self.folder = folder
-        # Processes that do not end, nor come to the end of the fault.
-        self.stays = pair.fault in STAY
-        # Nothing limits a start: calls wait for another worker.
-        self.starves = pair.fault == "SIGTERM ignored" and pair.moment in {
-            "starting",
-            "initializer",
-        }
-
-    # -- the fault -----------------------------------------------------------------------
-
-    def env(self) -> dict[str, str]:
-        """What workers are told."""
-        return {
-            "SHMEXEC_FAULT_HOOK": "tests.integration.matrix_faults:hook",
-            "MATRIX_FAULT": self.pair.fault,
-            "MATRIX_MOMENT": matrix.MOMENTS[self.pair.moment],
-            "MATRIX_FOLDER": str(self.folder),
-        }
-
-    def arm(self) -> None:
-        (self.folder / "armed").touch()
-
-    def has_struck(self) -> int:
-        """The process that was struck, if any."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return int((self.folder / "pid").read_text())
-        return 0
-
-    def strike(self, pid: int) -> None:
-        """Have a worker that waits for a message be struck; returns when it was."""
-        os.kill(pid, signal.SIGUSR2)
-        assert wait_until(self.has_struck)
-        if self.stays:
-            return
-        assert wait_until(lambda: self.is_over(pid))
-
-    def is_over(self, pid: int) -> bool:
-        """Whether the fault has come to its end, one way or the other."""
-        return (
-            (self.folder / "survived").exists() or is_gone(pid) or state_of(pid) == "T"
-        )
-
-    def between_lease_and_send(self, point: str, handle) -> None:
-        """The hook in this process."""
-        if point == "parent.leased" and (self.folder / "armed").exists():
-            self.strike(handle.process.pid)
-
-    def resume(self) -> None:
-        """Have a stopped worker go on."""
-        assert wait_until(self.has_struck)
-        pid = self.has_struck()
-        assert wait_until(lambda: state_of(pid) == "T")
-        os.kill(pid, signal.SIGCONT)
-
-    def clean_up(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((self.folder / "grandchild").read_text()), signal.SIGKILL)
-
-
-def state_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
 
 
 @pytest.fixture
@@ -137,6 +38,11 @@ def trial(request, tmp_path, monkeypatch) -> Iterator[Trial]:
         monkeypatch.setattr(faultpoints, "hook", trial.between_lease_and_send)
     yield trial
     trial.clean_up()
+
+
+@pytest.fixture
+def way_trial(trial, way) -> tuple[Trial, str]:
+    return trial, way
 
 
 def arrays() -> list[np.ndarray]:
@@ -208,23 +114,14 @@ def check_calls(trial: Trial, futures: list[shmexec.Future]) -> None:
             assert (future.result() == array * 2).all()
         else:
             failed.append(error)
-    expected = pair.expected
-    if expected == matrix.NONE:
+    if pair.expected == matrix.NONE:
         assert failed == []
-    elif expected == matrix.BROKEN:
+    elif pair.expected == matrix.BROKEN:
         assert len(failed) == len(futures)
-        assert {type(error) for error in failed} == {shmexec.PoolBroken}
     else:
-        [error] = failed
-        if expected == matrix.DIED:
-            assert type(error) is shmexec.WorkerDied
-            assert re.search(TEXTS[pair.fault], str(error)), str(error)
-        elif expected == matrix.TIMEOUT:
-            assert type(error) is shmexec.CallTimeout
-        elif expected == matrix.FULL:
-            assert type(error) is shmexec.SharedMemoryFull
-        else:
-            assert type(error) is OWN[pair.fault]
+        assert len(failed) == 1
+    for error in failed:
+        trial.check(error)
 
 
 def check_use(trial: Trial, executor) -> None:
@@ -239,11 +136,152 @@ def check_use(trial: Trial, executor) -> None:
         assert (future.result(LONG) == array * 2).all()
 
 
+# -- other ways of calling ---------------------------------------------------------------
+
+ITEMS = 10
+
+
+def packed(executor, trial) -> tuple[list, list]:
+    executor.options(timeout=None).map(matrix_faults.tiny, [0] * 50, chunksize=1)
+    expected = [2 * number for number in range(ITEMS)]
+    futures = [executor.submit(matrix_faults.tiny, n) for n in range(ITEMS)]
+    return expected, futures
+
+
+def batched(executor, trial) -> tuple[list, list]:
+    batcher = executor.batcher(matrix_faults.batch, max_batch_size=1)
+    futures = [batcher(number) for number in range(ITEMS)]
+    return [2 * number for number in range(ITEMS)], futures
+
+
+def acted(executor, trial) -> tuple[list, list]:
+    actor = executor.actor(matrix_faults.Model)
+    futures = [actor.step(number) for number in range(ITEMS)]
+    actor.close(wait=False)
+    return [matrix_faults.row(number) for number in range(ITEMS)], futures
+
+
+def side_by_side(executor, trial) -> tuple[list, list]:
+    actor = executor.actor(matrix_faults.Several, max_concurrency=3)
+    futures = [actor.step(number) for number in range(ITEMS)]
+    actor.close(wait=False)
+    return [matrix_faults.row(number) for number in range(ITEMS)], futures
+
+
+WAYS = {
+    "pack": packed,
+    "batcher": batched,
+    "actor": acted,
+    "side by side": side_by_side,
+}
+
+
+def try_calls(trial: Trial, way: str, executor) -> None:
+    """Several calls, one of which is hit."""
+    expected, futures = WAYS[way](executor, trial)
+    failed = {}
+    for number, future in enumerate(futures):
+        error = future.exception(LONG)
+        if error is None:
+            assert np.all(future.result() == expected[number])
+        else:
+            failed[number] = error
+    if trial.pair.expected == matrix.NONE:
+        assert failed == {}
+        return
+    trial.check(failed[matrix_faults.HIT])
+    # Those that share its worker have begun, or may have.
+    ended = trial.pair.expected in {matrix.DIED, matrix.TIMEOUT}
+    others = 3 if way == "side by side" and ended else 0
+    assert len(failed) <= 1 + others
+
+
+def try_stream(trial: Trial, _way: str, executor) -> None:
+    """Items until the fault; all of them if it harms nothing."""
+    items = executor.stream(matrix_faults.stream, ITEMS)
+    for number in range(matrix_faults.HIT):
+        assert (next(items) == number).all()
+    if trial.pair.expected == matrix.NONE:
+        assert [item[0] for item in items] == [*range(matrix_faults.HIT, ITEMS)]
+        return
+    with pytest.raises(BaseException) as caught:  # noqa: PT011  (looked at)
+        next(items)
+    trial.check(caught.value)
+
+
+def try_batches(trial: Trial, _way: str, executor) -> None:
+    """The rows of an array."""
+    array = np.repeat(np.arange(ITEMS, dtype=np.uint8)[:, None], 10_000, 1)
+    try:
+        result = executor.map_batches(matrix_faults.rows, array, batch_size=1)
+    except BaseException as error:  # noqa: BLE001  (looked at)
+        trial.check(error)
+    else:
+        # What fills up the arena is no matter where results have their place.
+        assert trial.pair.expected in {matrix.NONE, matrix.FULL}
+        assert (result == array * 2).all()
+
+
+TRIES = dict.fromkeys(WAYS, try_calls) | {"stream": try_stream, "batches": try_batches}
+
+
+def way_pairs(*, quick: bool, of_all_kinds: bool) -> Iterator[tuple[str, Pair]]:
+    """In each way one fault; else every second one, or each, of the others."""
+    faults = [*matrix_faults.FAULTS]
+    for number, way in enumerate(TRIES):
+        for at, fault in enumerate(faults):
+            if quick is not (at == (5 * number + 2) % len(faults)):
+                continue
+            if not quick and not of_all_kinds and (number + at) % 2:
+                continue
+            if fault == "arena filled" and way in {"pack", "batcher"}:
+                continue  # their results take no room there
+            method = ("forkserver", "fork")[at // 2 % 2]
+            yield way, Pair(fault, "in the call", method, native=bool(at % 3))
+
+
+def run_way(trial: Trial, way: str) -> None:
+    """The fault strikes in a call of this way; then the pool is usable."""
+    limit = 0.5 if trial.pair.expected == matrix.TIMEOUT else None
+    executor = shmexec.Executor(
+        2, trial.pair.method, worker_env=trial.env(), timeout=limit
+    )
+    with executor, contextlib.ExitStack() as left:
+        trial.arm()
+        if trial.pair.fault.startswith("SIGSTOP"):
+            resuming = threading.Thread(target=trial.resume)
+            resuming.start()
+            left.callback(resuming.join)
+        TRIES[way](trial, way, executor)
+        assert trial.has_struck()
+        use = executor.options(timeout=LONG)
+        assert use.submit(matrix_faults.tiny, 1).result(LONG) == 2
+
+
+@pytest.mark.filterwarnings("ignore:actor .* was killed:RuntimeWarning")  # so it is
+def test_in_other_ways_of_calling(way_trial):
+    run_way(*way_trial)
+
+
+@pytest.mark.filterwarnings("ignore:actor .* was killed:RuntimeWarning")  # so it is
+@pytest.mark.stress
+def test_every_fault_in_other_ways_of_calling(way_trial):
+    run_way(*way_trial)
+
+
+# -- in which tests ------------------------------------------------------------------------
+
+
 def pytest_generate_tests(metafunc) -> None:
-    if "trial" in metafunc.fixturenames:
+    quick = metafunc.definition.get_closest_marker("stress") is None
+    of_all_kinds = metafunc.config.getoption("every_kind")
+    if "way_trial" in metafunc.fixturenames:
+        found = [*way_pairs(quick=quick, of_all_kinds=of_all_kinds)]
+        ids = [f"{way}-{pair.fault}-{pair.method}" for way, pair in found]
+        metafunc.parametrize(("way", "trial"), found, indirect=["trial"], ids=ids)
+    elif "trial" in metafunc.fixturenames:
         pairs = matrix.quick_pairs()
-        if metafunc.definition.get_closest_marker("stress"):
-            of_all_kinds = metafunc.config.getoption("every_kind")
+        if not quick:
             pairs = matrix.other_pairs(of_all_kinds=of_all_kinds)
         ids = [pair.id for pair in pairs]
         metafunc.parametrize("trial", pairs, indirect=True, ids=ids)
