@@ -19,6 +19,7 @@ from shmexec.options import Options
 from shmexec.runtime import lifecycle
 from shmexec.runtime.faultlog import FaultLog
 from shmexec.runtime.footprint import Footprint
+from shmexec.runtime.monitor import Gauge
 from shmexec.runtime.outputs import WorkerOutput
 from shmexec.runtime.processes import WorkerProcess
 from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
@@ -49,6 +50,7 @@ class WorkerHandle:
         mute: Whether it has closed its end of the connection.
         distrusted: What was wrong with what it sent, if it was killed for that.
         footprint: Its private memory.
+        gauge: Reads that, if it is looked at often.
         look_after: Whether to look at that after its call.
         verdict: Why it was killed, if for its memory.
     """
@@ -69,6 +71,7 @@ class WorkerHandle:
         self.trimming = False
         self.trim_until = 0.0
         self.footprint = Footprint()
+        self.gauge: Gauge | None = None
         self.look_after = False
         self.verdict = ""
         self.exitcode: int | None = None
@@ -347,6 +350,8 @@ class WorkerHandle:
 
     def _close_pipes(self) -> None:
         self.output.close()
+        if self.gauge is not None:
+            self.gauge.close()
         for sock in self._sockets:
             sock.close()
         if self.log is not None:
@@ -362,6 +367,8 @@ class WorkerHandle:
         not with the last of its children.
         """
         self.output.close(keep)
+        if self.gauge is not None:
+            self.gauge.close()
         for sock in self._sockets:
             if sock.fileno() in keep:
                 sock.detach()
