@@ -86,7 +86,7 @@ class Executor(Calling, BaseExecutor):
             starts afresh. Default: no limit.
         max_worker_memory_hard: The same in the midst of a call: the worker is killed and
             the call fails with :class:`shmexec.WorkerDied`, which says so. It is looked
-            at up to 20 times a second, so that it may have up to 100 MB more. Default:
+            at up to 10 times a second, so that it may have up to 200 MB more. Default:
             no limit.
         min_free_memory: Memory that shall be left free in the machine, or in its
             cgroup. If there is less, idle shared memory is returned; if that does not

@@ -40,13 +40,13 @@ INTERVAL_AT_MOST = 5.0
 FILLED_AT = 2e9
 """Bytes per second that page faults can fill, at most."""
 
-NEAR_LIMIT = 0.05
-"""Seconds between looks at workers that are about to pass the hard limit."""
+NEAR_HARD, NEAR = 0.1, 0.25
+"""Seconds between looks at workers that are about to pass the hard limit, or the other."""
 
 SCARCE = 0.25
 """Seconds between looks at the machine while there is little."""
 
-LOOKS_PER_SECOND = 40.0
+LOOKS_PER_SECOND = 15.0
 """Looks at workers after their calls; one takes some 10 microseconds."""
 
 BURST = 40.0
@@ -75,7 +75,8 @@ class Guard:
         self._handle = handle
         self._remark = remark
         self._within = options.max_worker_memory_hard
-        self._limited = (options.max_worker_memory or self._within) is not None
+        self._after = options.max_worker_memory or self._within
+        self._limited = self._after is not None
         self.due: float | None = None
         """When to look; None while the pool rests."""
         self.trimming = False
@@ -119,22 +120,23 @@ class Guard:
         self.due = None  # what follows may arm it
         self._handle(r.MemorySampled(seen, free))
         if not resting:
-            headroom = self._headroom(seen)
-            soon = max(NEAR_LIMIT, headroom / FILLED_AT)
-            self.due = min(moment + min(self._interval, soon), self._free_at)
+            soon = min(self._interval, self._soonest(seen))
+            self.due = min(moment + soon, self._free_at)
 
     def _pause_between(self, free: int) -> float:
         """Seconds after which the machine may have less than shall be left."""
         far = (free - 2 * self._reserve) / FILLED_AT
         return min(self._interval, max(SCARCE, far))
 
-    def _headroom(self, seen: tuple[tuple[int, int], ...]) -> float:
-        """What a busy worker may take at least before it passes the hard limit."""
-        limit, workers = self._within, self._machine.workers
-        if limit is None:
-            return float("inf")
-        sizes = [size for n, size in seen if workers[n].state is r.WorkerState.BUSY]
-        return limit - max(sizes, default=0)
+    def _soonest(self, seen: tuple[tuple[int, int], ...]) -> float:
+        """Seconds after which a worker may pass a limit, but not too few."""
+        soonest = float("inf")
+        for limit, at_least in ((self._within, NEAR_HARD), (self._after, NEAR)):
+            if limit is not None:
+                below = [size for _, size in seen if size <= limit]
+                room = limit - max(below, default=0)
+                soonest = min(soonest, max(at_least, room / FILLED_AT))
+        return soonest
 
     # -- looking -----------------------------------------------------------------------
 
@@ -149,6 +151,7 @@ class Guard:
 
     def _look_at_workers(self) -> tuple[tuple[int, int], ...]:
         seen: list[tuple[int, int]] = []
+        looks = self._limited and self._count_looks() >= 1.0
         for number, handle in self._workers.items():
             worker = self._machine.workers.get(number)
             if worker is None or worker.state is r.WorkerState.STARTING:
@@ -161,6 +164,8 @@ class Guard:
                 self._mark(handle, worker.calls, nbytes)
             elif handle.footprint.is_due(worker.calls + 1):
                 handle.look_after = True  # what its call holds now says nothing
+            if self._after is not None and (nbytes > self._after or looks):
+                handle.look_after = True
         return tuple(seen)
 
     def measure(self, handle: WorkerHandle) -> int | None:
@@ -190,13 +195,16 @@ class Guard:
     def call_ended(self, handle: WorkerHandle) -> None:
         """A worker has replied, and has not been given another call yet.
 
-        Only so many looks are had per second; one is had in any case if the worker was
-        over its limit in mid-call.
+        If too many looks were had of late, this worker is looked at again when all are;
+        but in any case if it was over its limit in mid-call.
         """
         worker = self._machine.workers[handle.number]
         heavy = worker.heavy
-        if not heavy and self._limited and not self._may_look():
-            return
+        if self._limited and not heavy:
+            if self._count_looks() < 1.0:
+                handle.look_after = False
+                return
+            self._looks -= 1.0
         handle.look_after = self._limited
         nbytes = self.measure(handle)
         if nbytes is None:
@@ -206,15 +214,13 @@ class Guard:
         if self._limited:
             self._handle(r.MemorySampled(((handle.number, nbytes),)))
 
-    def _may_look(self) -> bool:
+    def _count_looks(self) -> float:
+        """How many looks may be had now, after calls."""
         moment = now()
         passed = moment - self._looks_at
         self._looks = min(BURST, self._looks + passed * LOOKS_PER_SECOND)
         self._looks_at = moment
-        if self._looks < 1.0:
-            return False
-        self._looks -= 1.0
-        return True
+        return self._looks
 
     # -- what is refused ---------------------------------------------------------------
 

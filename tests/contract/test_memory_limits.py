@@ -69,6 +69,24 @@ def test_a_worker_over_its_limit_in_its_call_goes_on_and_is_looked_at_after(
 
 
 @pytest.mark.one_kind
+def test_calls_so_many_that_not_all_can_be_looked_after_are_not_let_grow(
+    make_executor, at_start, monkeypatch
+):
+    for name in ("LOOKS_PER_SECOND", "BURST"):
+        monkeypatch.setattr(guard, name, 0.0)
+    executor = make_executor(1, max_worker_memory=at_start + 80 * MB)
+    pids = set()
+
+    def replaced():
+        pids.add(executor.submit(hoards.keep, 1).result())
+        return len(pids) > 1 and told
+
+    with pytest.warns(shmexec.MemoryWarning) as told:
+        assert wait_until(replaced)
+    assert executor.stats().workers_replaced >= 1
+
+
+@pytest.mark.one_kind
 def test_an_actor_over_its_limit_is_rebuilt(limited):
     with limited.actor(hoards.Hoard) as actor:
         with pytest.warns(shmexec.MemoryWarning, match="Hoard.*more than") as told:
