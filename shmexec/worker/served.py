@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import multiprocessing.popen_forkserver  # noqa: F401  (a worker gets descriptors by it)
 
-from shmexec.worker.setup import load_numpy
+from shmexec.worker.blas import load_numpy
 
 load_numpy()
 

@@ -17,18 +17,11 @@ from typing import Any
 import cloudpickle
 
 from shmexec.worker import stacks
+from shmexec.worker.blas import THREAD_VARIABLES, limit_threads
 
 NOT_STARTED = 71
 """Exit code (``EX_OSERR``) of a worker that the system refused what it needs to start."""
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 class PassedDescriptor:
@@ -110,7 +103,7 @@ def prepare(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
             os.chdir(config.folder)
     _signals(config, is_running)
     hold_lifeline(config.lifeline.number)
-    _limit_threads(config.threads)
+    limit_threads(config.threads)
     _reseed()
     _name(config.name)
     # A worker shall go before the notebook does.
@@ -155,34 +148,6 @@ def hold_lifeline(pipe: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="shmexec-lifeline", daemon=True).start()
-
-
-_threads_of_numpy: int | None = None
-"""Threads that the libraries NumPy came with were told to use as they were loaded."""
-
-
-def load_numpy() -> None:
-    """In the fork server: load NumPy with one thread, most workers' share.
-
-    BLAS libraries read these variables as they are loaded. Their pools of threads would
-    not survive a fork anyway.
-    """
-    global _threads_of_numpy
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    if "numpy" not in sys.modules:
-        import numpy  # noqa: F401, ICN001
-
-        _threads_of_numpy = 1
-
-
-def _limit_threads(threads: int) -> None:
-    """Limit the BLAS and OpenMP libraries that are loaded; others see the variables."""
-    if "numpy" not in sys.modules or threads == _threads_of_numpy:
-        return
-    # Some milliseconds for each worker, most of them for finding the libraries.
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(threads)
 
 
 def _reseed() -> None:
