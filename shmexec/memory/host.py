@@ -26,6 +26,7 @@ from shmexec.memory.budget import Budget
 from shmexec.memory.forks import Forks
 from shmexec.memory.leases import BlockKey, Ledger
 from shmexec.memory.native import NativeArena
+from shmexec.memory.remains import Remains
 from shmexec.memory.segment import Kind, Segment
 from shmexec.memory.views import Loan, Returns, lend
 from shmexec.memory.worker_arena import WorkerArena, punch_inner
@@ -559,22 +560,25 @@ class Host:
         segment = self.segment_of(place[0])
         return Loan(segment, place, lease, self.returns, readonly=False)
 
-    def bury(self, worker: WorkerArena, holder: Hashable) -> None:
+    def bury(self, worker: WorkerArena, holder: Hashable) -> Remains | None:
         """A worker was reaped: end its leases, inherit its arena.
 
         Called only after the process is gone: until then it may still write.
+
+        Returns:
+            Memory to be given back to the system, soon; None if it was buried before.
         """
         with self.lock:
             for key in self.ledger.drop_holder(holder):
                 self._free(key)
             if not worker.alive:
-                return
+                return None
             self.budget.discharge(worker.account, worker.bury())
+            remains = worker.remains()
             if not worker.live:
                 self._drop(worker)
-            else:
-                worker.punch_between()
             self.room.notify_all()
+            return remains
 
     def _drop(self, worker: WorkerArena) -> None:
         """Let a dead worker's arena go, here and in the workers that were given it."""

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from shmexec.memory.allocator import CHUNK
+from shmexec.memory.remains import Remains
 from shmexec.memory.segment import Segment
 
 
@@ -58,12 +59,14 @@ class WorkerArena:
         self.frees.clear()
         return max(0, self.quota - self.leased)
 
-    def punch_between(self) -> None:
-        """Punch out everything that nobody leases."""
+    def remains(self) -> Remains:
+        """Everything that nobody leases."""
+        gaps = []
         start = 0
         for offset in [*sorted(self.live), self.segment.size]:
-            punch_inner(self.segment, start, offset - start)
+            gaps.append((start, offset - start))
             start = offset + self.live.get(offset, 0)
+        return Remains(self.segment, gaps)
 
 
 def punch_inner(segment: Segment, offset: int, nbytes: int) -> None:

@@ -24,6 +24,7 @@ from shmexec.deadline import now
 from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
 from shmexec.figures import Health, Stats
 from shmexec.memory.host import Block
+from shmexec.memory.remains import Remains
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle, reports
 from shmexec.runtime.backend import Feeder
@@ -46,6 +47,9 @@ from shmexec.runtime.waiting import may_block
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.wire.parcels import Parcel
+
+SWEEP = 0.005
+"""Seconds at a time that the dispatcher gives a dead worker's memory back."""
 
 GLANCE_AFTER = 64
 """Calls submitted after which the submitting thread looks at what has come."""
@@ -90,6 +94,7 @@ class Pool:
         self._numbers = itertools.count(1)
         self._by_descriptor: dict[int, WorkerHandle] = {}
         self._ended: deque[WorkerHandle] = deque()
+        self._remains: deque[Remains] = deque()
         self._events: deque[r.Event] = deque()
         self._to_look: deque[int] = deque()
         self._dropped: deque[int] = deque()  # streams without a consumer
@@ -522,7 +527,9 @@ class Pool:
             self.leading.poller.remove(number)
             self._by_descriptor.pop(number, None)
         self._workers.pop(handle.number, None)
-        handle.close()
+        if (remains := handle.close()) is not None:
+            self._remains.append(remains)
+            self.leading.wake()  # the dispatcher sees to them, after new workers
 
     # -- memory ----------------------------------------------------------------------
 
@@ -583,7 +590,8 @@ class Pool:
 
     def has_work(self) -> bool:
         """Whether the dispatcher has to do something that takes time, or runs code."""
-        return bool(self._starting.due or self._remarks) or self.torn is not None
+        waiting = self._starting.due or self._remarks or self._remains
+        return bool(waiting) or self.torn is not None
 
     def has_spawns(self) -> bool:
         """Whether workers are to be started."""
@@ -612,6 +620,8 @@ class Pool:
             raise self.torn
         self._give_remarks()
         self.start_workers()
+        if self._remains and not self._remains[0].sweep(SWEEP):
+            self._remains.popleft()
 
     def start_workers(self) -> None:
         """Start those that are to be started, together with other threads that do."""
@@ -702,6 +712,8 @@ class Pool:
                     handle.process.reap()
                 self._bury(handle)
             handle.close()
+        while self._remains:
+            self._remains.popleft().sweep()
         self.outputs.write()
         self.outputs.close()
         self._starting.close()

@@ -15,6 +15,7 @@ from functools import partial
 
 from shmexec.memory import native
 from shmexec.memory.host import Host
+from shmexec.memory.remains import Remains
 from shmexec.options import Options
 from shmexec.runtime import lifecycle
 from shmexec.runtime.faultlog import FaultLog
@@ -339,14 +340,15 @@ class WorkerHandle:
         """What faulthandler wrote."""
         return "" if self.log is None else self.log.last_text()
 
-    def close(self) -> None:
-        """Give everything back; once it is reaped."""
+    def close(self) -> Remains | None:
+        """Give everything back, once it is reaped, but for what may wait."""
         if self._closed:
-            return
+            return None
         self._closed = True
-        self.host.bury(self.arena, self.holder)
+        remains = self.host.bury(self.arena, self.holder)
         self.process.close()
         self._close_pipes()
+        return remains
 
     def _close_pipes(self) -> None:
         self.output.close()

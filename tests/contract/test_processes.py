@@ -8,9 +8,11 @@ import signal
 import sys
 from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
 import pytest
 
 import shmexec
+from shmexec.memory.views import loan_of
 from tests.contract import calls
 from tests.waiting import wait_until
 
@@ -21,6 +23,27 @@ def test_a_killed_worker_fails_its_call(fresh_executor, gate):
     os.kill(gate.arrived()[0], signal.SIGKILL)
     with pytest.raises(BrokenProcessPool, match="SIGKILL"):
         future.result(20)
+
+
+def test_memory_of_a_killed_worker_goes_back_but_not_what_is_in_use(fresh_executor):
+    executor = fresh_executor
+    kept = executor.submit(np.full, 1 << 17, 7.0).result()
+    dropped = executor.submit(np.full, 1 << 22, 1.0).result()
+    pid = executor.submit(calls.pid).result()
+    # The parent's mapping keeps the memory; its descriptor tells how much there is.
+    segment = loan_of(kept)._mapping
+    one = kept.nbytes + dropped.nbytes
+    assert taken(segment) >= one
+    del dropped
+    os.kill(pid, signal.SIGKILL)
+    assert executor.submit(calls.pid).result(20) != pid
+    assert wait_until(lambda: taken(segment) < one // 2)
+    assert (kept == 7).all()
+
+
+def taken(segment):
+    """Bytes of memory that a segment takes."""
+    return os.fstat(segment.descriptor).st_blocks * 512
 
 
 def test_a_worker_killed_while_idle_is_no_loss(make_executor):
