@@ -60,7 +60,7 @@ class Plan:
         """A smoke run, or what gives figures."""
         if quick:
             return cls(storm.Storm(5, 4, 0.5, seed), 1, 10.0, 0.5, False, 60.0)
-        return cls(storm.Storm(64, 25, 1.0, seed), 15, 10.0, 10.0, True, 900.0)
+        return cls(storm.Storm(32, 25, 0.5, seed), 15, 10.0, 10.0, True, 900.0)
 
 
 # -- in the process that measures ------------------------------------------------------

@@ -19,7 +19,7 @@ from benchmarks import breaking, leaks
 from benchmarks.breakable import POOLS, NeverCame, Pool, Ticket
 
 WORKERS = 2
-_ENDS_WITHIN = 10.0
+_ENDS_WITHIN = 5.0
 """Seconds in which all calls of a wave are to end, but for the faulty one."""
 
 _GONE_WITHIN = 3.0
