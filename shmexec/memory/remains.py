@@ -7,7 +7,9 @@ started, but afterwards, by whoever has time.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
 from collections import deque
 from collections.abc import Iterable
 from functools import cache
@@ -18,7 +20,7 @@ from shmexec.memory.allocator import CHUNK
 from shmexec.memory.segment import Segment
 
 _PIECE = 16 << 20
-"""Bytes at once. Where there are no pages it takes a microsecond."""
+"""Bytes at once."""
 
 
 class Remains:
@@ -29,24 +31,51 @@ class Remains:
 
     Args:
         segment: The arena's; its mapping is kept until this has gone.
-        gaps: Offsets, and bytes from there.
+        gaps: Offsets, in order, and bytes from there.
     """
 
     def __init__(self, segment: Segment, gaps: Iterable[tuple[int, int]]) -> None:
         self._segment = segment
         self._gaps = deque(gaps)
+        # The segment's own is closed as soon as nothing is leased. If there are too many
+        # open files, the mapping's end has to do: it gives all back that nobody keeps.
+        self._descriptor = -1
+        with contextlib.suppress(OSError):
+            self._descriptor = os.dup(segment.descriptor)
 
     def sweep(self, seconds: float | None = None) -> bool:
         """Give memory back, for about so long or until all is; whether there is more."""
         deadline = Deadline(seconds)
         while self._gaps:
             start, length = self._gaps.popleft()
-            if length > _PIECE:
-                self._gaps.appendleft((start + _PIECE, length - _PIECE))
-            _remove(self._segment, start, min(length, _PIECE))
-            if deadline.passed():
-                break
+            data = self._first_page(start)
+            if data is None:
+                self._gaps.clear()
+            elif data < start + length:
+                end = start + length
+                start = max(start, data // CHUNK * CHUNK)
+                _remove(self._segment, start, min(end - start, _PIECE))
+                if end - start > _PIECE:
+                    self._gaps.appendleft((start + _PIECE, end - start - _PIECE))
+                if deadline.passed():
+                    break
+        if not self._gaps:
+            self._close()
         return bool(self._gaps)
+
+    def _first_page(self, offset: int) -> int | None:
+        """Where the first memory is from here on; None if there is no more."""
+        try:
+            return os.lseek(self._descriptor, offset, os.SEEK_DATA)
+        except OSError:
+            return None
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    __del__ = _close
 
 
 def _remove(segment: Segment, offset: int, nbytes: int) -> None:

@@ -92,11 +92,8 @@ class WorkerConfig:
 
 def prepare(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
     """Settings of the process: environment, signals, threads, name, lifeline."""
-    os.environ.clear()
-    os.environ.update(config.env)
-    limit = str(config.threads)
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, limit))
-    os.environ.update(config.extra_env)
+    limits = dict.fromkeys(THREAD_VARIABLES, str(config.threads))
+    _change_environment({**config.env, **limits, **config.extra_env})
     sys.path[:] = config.path
     if config.folder is not None:
         with contextlib.suppress(OSError):
@@ -109,6 +106,16 @@ def prepare(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
     # A worker shall go before the notebook does.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")
+
+
+def _change_environment(wanted: Mapping[str, str]) -> None:
+    """Make it this one; most of it is, since the fork server has the same program's."""
+    environment = os.environ
+    for name in [name for name in environment if name not in wanted]:
+        del environment[name]
+    for name, value in wanted.items():
+        if environment.get(name) != value:
+            environment[name] = value
 
 
 def _signals(config: WorkerConfig, is_running: Callable[[], bool]) -> None:

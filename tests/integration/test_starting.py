@@ -29,12 +29,6 @@ def blas_threads() -> set[int]:
     return {each["num_threads"] for each in threadpool_info()}
 
 
-def blas_kinds() -> set[str]:
-    from threadpoolctl import threadpool_info
-
-    return {each["internal_api"] for each in threadpool_info()}
-
-
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_a_worker_is_light(method):
     # Not by a function of this module: it imports what is looked for.
@@ -52,16 +46,6 @@ def test_blas_threads_are_limited(make_executor, threads):
     assert executor.submit(blas_threads).result() <= {threads}
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         assert executor.submit(os.getenv, name).result() == str(threads)
-
-
-def test_threads_of_openblas_are_limited_without_an_import():
-    """That of threadpoolctl takes longer than all else that a new worker does."""
-    code = "'threadpoolctl' in __import__('sys').modules"
-    with shmexec.Executor(1, "forkserver", threads_per_worker=2) as executor:
-        imported = executor.submit(eval, code).result()
-        assert executor.submit(blas_threads).result() <= {2}
-        kinds = executor.submit(blas_kinds).result()
-    assert imported == (kinds != {"openblas"})
 
 
 def test_executors_share_one_fork_server():
