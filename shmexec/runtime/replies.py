@@ -113,7 +113,7 @@ class Replies:
                 if handle.distrusted:
                     pass  # what it says after that is not listened to
                 elif not data:
-                    handle.mute = True
+                    handle.mute = not handle.killed
                     self._handle(r.WorkerMute(handle.number))
                 elif handle.framer is None:
                     self._on_message(handle, decode(data))

@@ -74,12 +74,14 @@ def _killed_for(handle: WorkerHandle) -> str:
     """What it was killed for by this program, but for a call that had to stop."""
     if handle.distrusted:
         return f"it sent {handle.distrusted}"
+    if handle.verdict:
+        return f"{handle.verdict},"
     if handle.mute and handle.killed and not handle.asked:
         return (
             "it had closed its end of the connection, and went on (code that closes all "
             "descriptors does that)"
         )
-    return f"{handle.verdict}," if handle.verdict else ""
+    return ""
 
 
 def broken(options: Options, reasons: tuple[str, ...]) -> PoolBroken:

@@ -23,7 +23,6 @@ NOT_STARTED = 71
 """Exit code (``EX_OSERR``) of a worker that the system refused what it needs to start."""
 
 
-
 class PassedDescriptor:
     """A file descriptor that goes to a new process with the process object."""
 

@@ -306,7 +306,7 @@ def test_an_initializer_that_raises_breaks_the_pool_at_once(make_executor, by_va
     ("step", "number"),
     [
         *(("pair", 1), ("pair", 2), ("pair", 3)),
-        *(("_scratch_file", 1), ("_output", 1), ("WorkerProcess", 1)),
+        *(("FaultLog", 1), ("_output", 1), ("WorkerProcess", 1)),
     ],
 )
 def test_a_start_that_fails_half_way_leaves_nothing(
