@@ -82,8 +82,11 @@ class FileArray(NamedTuple):
 
         Raises:
             FileNotFoundError: If the path no longer leads to that file.
-            ValueError: If the file has become too short.
+            ValueError: If the file has become too short, or such an array lies in none.
         """
+        if self.span()[0] < 0 or self.dtype.hasobject:
+            msg = f"{self.path} cannot hold an array of {self.dtype} from {self.span()}"
+            raise ValueError(msg)
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype)
         mapped, start = self._map()

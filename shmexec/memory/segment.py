@@ -250,6 +250,8 @@ def _memfd(size: int) -> int:
     except OSError as error:
         raise limits.explained(error, "no shared memory") from error
     try:
+        # Nobody can name it; who finds it below /proc shall have to be this user, too.
+        os.fchmod(descriptor, 0o600)
         _grow(descriptor, size)
         # Otherwise any worker could truncate it under everyone's feet.
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL

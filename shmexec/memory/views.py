@@ -119,6 +119,37 @@ def lend(
     return np.asarray(Loan(segment, place, lease, returns, readonly=readonly))
 
 
+def check_inside(array: np.ndarray, begin: int, nbytes: int) -> np.ndarray:
+    """Refuse an array that was made on received bytes and is more than these.
+
+    NumPy's own check counts in machine integers, which a damaged stride makes overflow;
+    and it takes bytes for references to objects.
+
+    Args:
+        array: What was made.
+        begin: Where its first element was said to be, in bytes.
+        nbytes: How many were received.
+
+    Raises:
+        ValueError: If it reaches beyond them, or holds objects.
+    """
+    if array.dtype.hasobject:
+        msg = f"an array of objects ({array.dtype}) cannot lie in shared memory"
+        raise ValueError(msg)
+    low, high = begin, begin + array.itemsize
+    for length, stride in zip(array.shape, array.strides, strict=True):
+        if not length:
+            return array  # it has no elements
+        if stride < 0:
+            low += (length - 1) * stride
+        else:
+            high += (length - 1) * stride
+    if low < 0 or high > nbytes:
+        msg = f"an array over bytes [{low}, {high}) of {nbytes} that were received"
+        raise ValueError(msg)
+    return array
+
+
 def loan_of(array: np.ndarray) -> Loan | None:
     """The loan that an array, a view of a view perhaps, lies on."""
     base: Any = array.base

@@ -340,7 +340,17 @@ def is_for_this_thread(error: BaseException) -> bool:
 
 
 def _unpack_error(outcome: Outcome) -> BaseException:
-    return _rebuild_error(*load(outcome.payload, outcome.views))
+    try:
+        name, message, text, body = load(outcome.payload, outcome.views)
+    except BaseException as cause:
+        if is_for_this_thread(cause):
+            raise
+        name = outcome.call.name
+        msg = f"what {name} raised cannot be read: {type(cause).__name__}: {cause}"
+        error = SerializationError(msg, "exception")
+        error.__cause__ = cause
+        return error
+    return _rebuild_error(name, message, text, body)
 
 
 def _rebuild_error(name: str, message: str, text: str, body: bytes) -> BaseException:

@@ -122,6 +122,8 @@ def text_end(descriptor: int) -> int:
 
 def _scratch_file() -> int:
     if not limits.memfd_refused():
-        return os.memfd_create("shmexec-fault", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("shmexec-fault", os.MFD_CLOEXEC)
+        os.fchmod(descriptor, 0o600)  # whoever finds it below /proc
+        return descriptor
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -14,7 +14,7 @@ from shmexec.runtime.room import RECLAIM_WITHIN
 from shmexec.runtime.tables import Tables
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
-from shmexec.wire.messages import Kind, Message
+from shmexec.wire.messages import Kind, MalformedMessage, Message
 
 _SMALLEST_GRANT = 16 << 20
 
@@ -64,7 +64,17 @@ class Quotas:
         self._strains = 0
 
     def handle_want(self, handle: WorkerHandle, message: Message) -> None:
-        """A worker wants room; :meth:`answer` is to follow."""
+        """A worker wants room; :meth:`answer` is to follow.
+
+        Raises:
+            MalformedMessage: If it cannot: it waits already, or asks for nothing.
+        """
+        if message.number <= 0:
+            msg = f"it wants {message.number} bytes of quota"
+            raise MalformedMessage(msg)
+        if any(want.handle is handle for want in self.wanting):
+            msg = "it wants quota, and waits for some already"
+            raise MalformedMessage(msg)
         until = now() + RECLAIM_WITHIN
         self.wanting.append(_Want(handle, message.number, message.request, until))
 

@@ -34,6 +34,8 @@ from shmexec.wire.messages import (
     decode_results,
 )
 
+_WITH_REFS = frozenset({Kind.RESULT, Kind.ERROR, Kind.ITEM})
+
 
 class Replies:
     """See the module.
@@ -136,6 +138,9 @@ class Replies:
             raise MalformedMessage(msg)
         if message.leases:
             self._host.release_of(handle.holder, message.leases)
+        if message.refs and kind not in _WITH_REFS:
+            msg = f"buffers with a message of kind {kind.name}"
+            raise MalformedMessage(msg)
         if kind is Kind.RESULT or kind is Kind.ERROR:
             self._on_reply(handle, message)
         elif kind is Kind.ITEM:
@@ -155,12 +160,19 @@ class Replies:
             self._handle(event(handle.number))
         elif kind is Kind.REFUSED:
             self._outputs.drain(handle.output)
-            self.refused = True
-            what = "the initializer" if self._options.actor is None else "building it"
-            reason = f"{what} failed: {message.payload.decode()}"
-            self._handle(r.WorkerRefused(handle.number, reason))
+            self._on_refused(handle, message)
         else:
             self._on_memory(handle, message)
+
+    def _on_refused(self, handle: WorkerHandle, message: Message) -> None:
+        what = "the initializer" if self._options.actor is None else "building it"
+        reason = f"{what} failed: {message.payload.decode(errors='replace')}"
+        before, self.refused = self.refused, True
+        try:
+            self._handle(r.WorkerRefused(handle.number, reason))
+        except r.IllegalEvent:
+            self.refused = before
+            raise
 
     def _on_memory(self, handle: WorkerHandle, message: Message) -> None:
         kind = message.kind
@@ -170,12 +182,15 @@ class Replies:
             self._quotas.handle_returned(handle, message)
         elif kind is Kind.FORGET:
             handle.arena.visited.discard(message.number)
+        else:
+            msg = f"a message of kind {kind.name}, which only the parent sends"
+            raise MalformedMessage(msg)
 
     # -- results -----------------------------------------------------------------------
 
     def _on_reply(self, handle: WorkerHandle, message: Message) -> None:
         kind, number = message.kind, message.request
-        if not number and kind is Kind.ERROR:
+        if not number and kind is Kind.ERROR and handle.asked:
             text = reports.failed_cleanup(handle, message.payload, self._options)
             self._remark(RuntimeWarning(text))
             return
@@ -205,6 +220,9 @@ class Replies:
         number = message.request
         call = self._calls.get(number)
         state, _ = self._running(handle, message)
+        if call is not None and not call.credit:
+            msg = f"an item of call {number}, which is no stream"
+            raise MalformedMessage(msg)
         payload, views = self._received(handle, message, call)
         if call is None or call.items is None or state.stopping:
             return  # nobody wants it: with its views end its leases
@@ -257,7 +275,11 @@ class Replies:
             raise MalformedMessage(msg)
         else:
             lease = host.accept(handle.arena, ref.offset, ref.nbytes)
-        return (host.result_loan if sealed else host.result_view)(place, lease)
+        try:
+            return (host.result_loan if sealed else host.result_view)(place, lease)
+        except OSError as error:  # it has no pages, and there are none to be had
+            msg = f"a result at {place}, which cannot be mapped: {error}"
+            raise MalformedMessage(msg) from error
 
     # -- packs -------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
 from shmexec.wire.functions import KEPT_AT_MOST, FunctionRef, is_digest
 from shmexec.wire.messages import (
     Kind,
+    MalformedMessage,
     Message,
     PackedResult,
     decode_counts,
@@ -298,6 +299,9 @@ class WorkerHandle:
         Raises:
             MalformedMessage: If there are no such counts.
         """
+        if message.number < 0:
+            msg = f"{message.number} bytes copied"
+            raise MalformedMessage(msg)
         self.copied_out = message.number
         if message.key:
             self.blocks = decode_counts(message.key)

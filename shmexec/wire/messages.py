@@ -15,6 +15,9 @@ from typing import NamedTuple
 LARGEST = 65536
 """Bytes of the largest message; a reader that takes this much takes a whole one."""
 
+LONGEST = 1e12
+"""Seconds; no duration and no time is as long. What is not a number is none, either."""
+
 REFS_AT_MOST = 512
 LEASES_AT_MOST = 1024
 
@@ -229,6 +232,7 @@ def decode(data: bytes) -> Message:
         or payload_at + size != len(data)
         or kind & 0x7F not in _KINDS
         or (spilled and not n_refs)
+        or not 0.0 <= secs < LONGEST
     ):
         msg = f"{len(data)} bytes that are no message (kind {kind}, magic {magic})"
         raise MalformedMessage(msg)
@@ -298,7 +302,11 @@ def decode_result(data: bytes, at: int) -> tuple[PackedResult, int]:
         raise MalformedMessage(msg)
     request, number, seconds, size = _RESULT.unpack_from(data, at)
     kind = _KINDS.get(number)
-    if (kind is not Kind.RESULT and kind is not Kind.ERROR) or start + size > len(data):
+    if (
+        (kind is not Kind.RESULT and kind is not Kind.ERROR)
+        or start + size > len(data)
+        or not 0.0 <= seconds < LONGEST
+    ):
         msg = f"a packed result of kind {number} and {size} bytes"
         raise MalformedMessage(msg)
     payload = data[start : start + size]

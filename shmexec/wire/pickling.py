@@ -22,7 +22,7 @@ import numpy as np
 from cloudpickle import cloudpickle as _tracking
 
 from shmexec.memory.files import FileArray, in_file
-from shmexec.memory.views import Loan, Returns
+from shmexec.memory.views import Loan, Returns, check_inside
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import foreign, scripted
 from shmexec.wire.buffers import SOURCES_AT_MOST, Buffers
@@ -237,6 +237,14 @@ def pickles_like_ndarray(cls: type) -> bool:
 # -- what the pickles call when they are loaded --------------------------------------
 
 
+def _check_shape(shape: tuple[int, ...]) -> None:
+    # NumPy takes -1 for "as many as there are", and divides by the size of an element,
+    # which may be 0: that ends the process.
+    if shape and min(shape) < 0:
+        msg = f"an array of shape {shape}"
+        raise ValueError(msg)
+
+
 def rebuild_array(
     buffer: Any,
     dtype: np.dtype | str,
@@ -244,8 +252,16 @@ def rebuild_array(
     order: str,
     cls: type[np.ndarray] | None,
 ) -> np.ndarray:
-    """An array on a received buffer; NumPy checks that it fits."""
+    """An array on a received buffer; NumPy checks that it fits.
+
+    Raises:
+        ValueError: If it does not, or is one of objects.
+    """
+    _check_shape(shape)
     array: np.ndarray = np.ndarray(shape, dtype, buffer, order=cast("Any", order))
+    if array.dtype.hasobject:
+        msg = f"an array of objects ({array.dtype}) cannot lie in shared memory"
+        raise ValueError(msg)
     return array if cls is None else array.view(cls)
 
 
@@ -259,14 +275,16 @@ def rebuild_view(
 ) -> np.ndarray:
     """An array that begins at that offset of the arena in which ``near`` lies.
 
-    NumPy checks that it lies in the bytes that were received.
+    Raises:
+        ValueError: If it does not lie in the bytes that were received.
     """
     window: Any = near
     while type(window.base) is not Loan:
         window = window.base
-    array: np.ndarray = np.ndarray(
-        shape, dtype, window, begin - window.base.offset, strides
-    )
+    _check_shape(shape)
+    begin -= window.base.offset
+    array: np.ndarray = np.ndarray(shape, dtype, window, begin, strides)
+    check_inside(array, begin, window.nbytes)
     return array if cls is None else array.view(cls)
 
 

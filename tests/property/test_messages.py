@@ -33,7 +33,7 @@ MESSAGES = st.builds(
     request=U64,
     generation=U32,
     number=st.integers(-(2**63), 2**63 - 1),
-    seconds=st.floats(allow_nan=False),
+    seconds=st.floats(0, 1e9),
     refs=st.lists(REFS, max_size=5).map(tuple),
     leases=st.lists(U64, max_size=20).map(tuple),
     key=st.binary(max_size=40),
@@ -120,7 +120,7 @@ packed = st.builds(
     PackedResult,
     st.integers(0, 2**64 - 1),
     st.sampled_from([Kind.RESULT, Kind.ERROR]),
-    st.floats(allow_nan=False),
+    st.floats(0, 1e9),
     st.binary(max_size=40),
 )
 
