@@ -133,14 +133,15 @@ class Replies:
 
     def _on_message(self, handle: WorkerHandle, message: Message) -> None:
         kind = message.kind
-        if message.generation != handle.number:
+        if message.generation != handle.number or (
+            message.refs and kind not in _WITH_REFS
+        ):
             msg = f"worker {handle.number} speaks for {message.generation}"
+            if message.generation == handle.number:
+                msg = f"buffers with a message of kind {kind.name}"
             raise MalformedMessage(msg)
         if message.leases:
             self._host.release_of(handle.holder, message.leases)
-        if message.refs and kind not in _WITH_REFS:
-            msg = f"buffers with a message of kind {kind.name}"
-            raise MalformedMessage(msg)
         if kind is Kind.RESULT or kind is Kind.ERROR:
             self._on_reply(handle, message)
         elif kind is Kind.ITEM:
