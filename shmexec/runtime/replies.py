@@ -37,6 +37,16 @@ from shmexec.wire.messages import (
 _WITH_REFS = frozenset({Kind.RESULT, Kind.ERROR, Kind.ITEM})
 
 
+def _check(handle: WorkerHandle, message: Message) -> None:
+    """Raise MalformedMessage if it is another worker's, or has buffers for nothing."""
+    if message.generation != handle.number:
+        msg = f"worker {handle.number} speaks for {message.generation}"
+        raise MalformedMessage(msg)
+    if message.refs and message.kind not in _WITH_REFS:
+        msg = f"buffers with a message of kind {message.kind.name}"
+        raise MalformedMessage(msg)
+
+
 class Replies:
     """See the module.
 
@@ -133,13 +143,8 @@ class Replies:
 
     def _on_message(self, handle: WorkerHandle, message: Message) -> None:
         kind = message.kind
-        if message.generation != handle.number or (
-            message.refs and kind not in _WITH_REFS
-        ):
-            msg = f"worker {handle.number} speaks for {message.generation}"
-            if message.generation == handle.number:
-                msg = f"buffers with a message of kind {kind.name}"
-            raise MalformedMessage(msg)
+        if message.generation != handle.number or message.refs:
+            _check(handle, message)
         if message.leases:
             self._host.release_of(handle.holder, message.leases)
         if kind is Kind.RESULT or kind is Kind.ERROR:
