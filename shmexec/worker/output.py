@@ -7,6 +7,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, TextIO
 
 from shmexec.worker.setup import PassedDescriptor, WorkerConfig
@@ -65,28 +66,45 @@ def _do_nothing() -> None:
 _flush_c: Callable[[], object] = _do_nothing
 
 
+@cache
+def c_stdio() -> Callable[[], Callable[[], object]]:
+    """How to take over the C library's output, found once: in the fork server, if any.
+
+    What it returns forgets what is held of the parent's output, has whole lines written
+    from then on, and returns how to flush.
+
+    Raises:
+        AttributeError, ImportError, OSError, ValueError: If the library is another one.
+    """
+    import ctypes
+
+    library: Any = ctypes.CDLL(None)
+    name = "__stdoutp" if sys.platform == "darwin" else "stdout"
+    stdout = ctypes.c_void_p.in_dll(library, name)
+    purge = getattr(library, "__fpurge", None)
+    if purge is not None:
+        purge.argtypes, purge.restype = [ctypes.c_void_p], None
+    set_buffer = library.setvbuf
+    set_buffer.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+    set_buffer.argtypes += [ctypes.c_size_t]
+    # Not all streams, as fflush(NULL) does: a thread may be reading one, and hold it.
+    flush = library.fflush
+    flush.argtypes = [ctypes.c_void_p]
+
+    def take_over() -> Callable[[], object]:
+        if purge is not None:
+            purge(stdout)
+        set_buffer(stdout, None, _LINES, 0)
+        return partial(flush, stdout)
+
+    return take_over
+
+
 def _take_over_c() -> None:
     """Forget what the C library holds of the parent's output; write lines from now on."""
     global _flush_c
     with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
-        import ctypes
-        from functools import partial
-
-        library: Any = ctypes.CDLL(None)
-        name = "__stdoutp" if sys.platform == "darwin" else "stdout"
-        stdout = ctypes.c_void_p.in_dll(library, name)
-        with contextlib.suppress(AttributeError):
-            purge = library.__getattr__("__fpurge")
-            purge.argtypes, purge.restype = [ctypes.c_void_p], None
-            purge(stdout)
-        set_buffer = library.setvbuf
-        set_buffer.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
-        set_buffer.argtypes += [ctypes.c_size_t]
-        set_buffer(stdout, None, _LINES, 0)
-        # Not all streams, as fflush(NULL) does: a thread may be reading one, and hold it.
-        flush = library.fflush
-        flush.argtypes = [ctypes.c_void_p]
-        _flush_c = partial(flush, stdout)
+        _flush_c = c_stdio()()
 
 
 def flush() -> None:

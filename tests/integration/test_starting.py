@@ -48,6 +48,14 @@ def test_blas_threads_are_limited(make_executor, threads):
         assert executor.submit(os.getenv, name).result() == str(threads)
 
 
+def test_limiting_threads_imports_nothing():
+    """That takes longer than all else that a new worker does: the fork server has it."""
+    with shmexec.Executor(1, "forkserver", threads_per_worker=2) as executor:
+        code = "'threadpoolctl' in __import__('sys').modules"
+        assert executor.submit(eval, code).result()
+        assert executor.submit(blas_threads).result() <= {2}
+
+
 def test_executors_share_one_fork_server():
     parents = set()
     for _ in range(3):
