@@ -15,6 +15,7 @@ or if a measurement failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +131,14 @@ def _in_fresh_process(name: str, args: argparse.Namespace, seed: int) -> Figures
 
 def _run_all(args: argparse.Namespace, systems: Sequence[str]) -> dict[str, Figures]:
     found: dict[str, Figures] = {}
+    with contextlib.suppress(KeyboardInterrupt):  # what there is by then is shown
+        _measure_all(args, systems, found)
+    return found
+
+
+def _measure_all(
+    args: argparse.Namespace, systems: Sequence[str], found: dict[str, Figures]
+) -> None:
     for repeat in range(args.repeats):
         first = repeat % max(1, len(systems))
         for name in (_MACHINE, *systems[first:], *systems[:first]):
@@ -140,7 +149,6 @@ def _run_all(args: argparse.Namespace, systems: Sequence[str]) -> dict[str, Figu
             old.failures += new.failures
             for part, figures in new.parts.items():
                 old.parts.setdefault(part, []).extend(figures)
-    return found
 
 
 # -- the table -------------------------------------------------------------------------
