@@ -578,9 +578,13 @@ class Pool:
     def seconds_to_trim(self) -> float | None:
         """In idleness: tell workers what to free; seconds until memory is returned."""
         with self._lock:
+            dropped = bool(self.host.returns.ended)
             self.host.settle()
             for handle in self._workers.values():
+                dropped = dropped or bool(handle.arena.frees)
                 handle.flush_frees()
+            if dropped:  # after the last time that memory was returned, perhaps
+                self._quotas.expect_idleness()
             left = self._quotas.seconds_to_trim()
             if left is None or left > 0:
                 return left

@@ -272,15 +272,20 @@ def test_in_idleness_what_is_left_is_what_lives(make_small, monkeypatch, kind):
             held.pop(rng.randrange(len(held)))
     while sum(array.nbytes for array in held) > 10 * MB:
         held.pop(rng.randrange(len(held)))
-    live = sum(array.nbytes for array in held)
     host = executor._pool.host
     pids = [os.getpid(), *executor._pool.pids()]
 
     def left():
         return max(on_disk(host), mapped(pids[0]) - before, *map(mapped, pids[1:]))
 
-    assert left() > 1.5 * live, "as long as something goes on it is kept"
-    assert wait_until(lambda: left() <= 1.1 * live), (left(), live)
+    def lives():
+        return sum(array.nbytes for array in held)
+
+    assert left() > 1.5 * lives(), "as long as something goes on it is kept"
+    assert wait_until(lambda: left() <= 1.1 * lives()), (left(), lives())
+    assert all(array.min() == array.max() for array in held)
+    del held[::2]  # in idleness
+    assert wait_until(lambda: left() <= 1.1 * lives()), (left(), lives())
     assert all(array.min() == array.max() for array in held)
 
 
