@@ -487,7 +487,7 @@ class Host:
             worker.quota -= nbytes
             if all_it_can:
                 worker.kept = 0
-                worker.kept = max(0, worker.slack)
+                worker.kept = max(0, worker.slack - worker.freed)
             self.budget.discharge(worker.account, nbytes)
             self.room.notify_all()
 

@@ -22,6 +22,9 @@ class WorkerArena:
     kept: int = 0
     """Of the quota, what the worker could not give back when asked, since its last reply:
     its program holds arrays there."""
+    freed: int = 0
+    """Bytes of results that were dropped since it was last asked for what it can spare: it
+    may not know of them in its answer."""
     live: dict[int, int] = field(default_factory=dict)
     """Blocks that hold results, and their sizes; change it by `add` and `remove` only."""
     leased: int = 0
@@ -47,6 +50,7 @@ class WorkerArena:
         """Nobody reads it any more; returns its size."""
         nbytes = self.live.pop(offset)
         self.leased -= nbytes
+        self.freed += nbytes
         return nbytes
 
     def bury(self) -> int:

@@ -160,6 +160,7 @@ class Quotas:
                 and not handle.trimming
                 and handle.arena.slack > 0
             ):
+                handle.arena.freed = 0  # before: rather too much than too little
                 handle.flush_frees()
                 handle.trimming = True
                 handle.trim_until = now() + RECLAIM_WITHIN

@@ -240,6 +240,59 @@ def test_executors_have_limits_of_their_own(make_small):
     assert [len(array) for array in held] == [60 * MB] * 2
 
 
+class Slowly:
+    """Makes arrays, several at a time."""
+
+    async def make(self, nbytes, value):
+        await asyncio.sleep(0.001)
+        return faults.filled(nbytes, value)
+
+
+def echo(array):
+    return array
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(("kind", "native"), [("memfd", "1"), ("posix", "0")])
+def test_nothing_fails_as_long_as_what_lives_fits(
+    make_small, monkeypatch, kind, native
+):
+    """Calls, an actor and a stream; what they may have at once is within the budget."""
+    monkeypatch.setenv("SHMEXEC_SEGMENT", kind)
+    monkeypatch.setenv("SHMEXEC_NATIVE", native)
+    executor, rng = make_small(3), random.Random(kind)
+    step = 4 * MB
+    with executor.actor(Slowly, max_concurrency=3) as actor:
+        items = iter(executor.stream(large_items, 40, step, buffersize=1))
+        last = next(items)  # an item that is held, one that waits, one that is made
+        room, held, running = 64 * MB - 4 * step, [], []
+        for n in range(100):
+            nbytes = rng.choice([MB, step, 2 * step, 4 * step, 5 * step])
+            way = rng.randrange(4)
+            if way == 0:
+                last = next(items)
+                assert last[0] == last[-1]
+                continue
+            cost = 2 * nbytes if way == 1 else nbytes
+            while sum(map(len, held)) + sum(c for _, c in running) + cost > room:
+                if running and (not held or rng.random() < 0.5):
+                    held.append(running.pop(0)[0].result())
+                else:
+                    del held[rng.randrange(len(held))]
+            if way == 1:
+                future = executor.submit(echo, np.full(nbytes, n % 256, np.uint8))
+            elif way == 2:
+                future = actor.make(nbytes, n % 256)
+            else:
+                future = executor.submit(faults.filled, nbytes, n % 256)
+            running.append((future, cost))
+            del future  # it has its result
+        for future, _ in running:
+            assert future.result() is not None
+        items.close()
+        del last
+
+
 # -- memory that nobody needs ----------------------------------------------------------------
 
 
