@@ -138,7 +138,7 @@ def quick_pairs() -> list[Pair]:
     return [
         *_row("forkserver", native=True, shift=0),
         *_row("fork", native=False, shift=5),
-        *_row("spawn", native=True, shift=2)[::8],
+        *_row("spawn", native=True, shift=2)[::10],
     ]
 
 
@@ -149,7 +149,7 @@ def other_pairs(*, of_all_kinds: bool) -> list[Pair]:
         if of_all_kinds:
             chosen += _every(method, native=native)
         else:
-            step = 4 if method == "spawn" else 1
+            step = 6 if method == "spawn" else 1
             chosen += _row(method, native=native, shift=number)[::step]
     quick = set(quick_pairs())
     return [pair for pair in chosen if pair not in quick]

@@ -19,8 +19,8 @@ from shmexec import faultpoints
 from shmexec.scheduler import state
 from tests.integration import matrix, matrix_faults
 from tests.integration.matrix import Pair
-from tests.integration.trials import Trial
-from tests.waiting import LONG, wait_until
+from tests.integration.trials import PATIENCE, Trial
+from tests.waiting import wait_until
 
 SEGMENTS = {"forkserver": "memfd", "fork": "posix", "spawn": "memfd"}
 
@@ -69,7 +69,8 @@ def run(trial: Trial, gate) -> None:
         if pair.moment in {"idle", "leased"}:
             # The other one is there, and has nothing to do.
             assert (
-                executor.submit(matrix_faults.double, np.ones(9)).result(LONG)[0] == 2
+                executor.submit(matrix_faults.double, np.ones(9)).result(PATIENCE)[0]
+                == 2
             )
         trial.arm()
         if pair.moment == "idle":
@@ -77,7 +78,7 @@ def run(trial: Trial, gate) -> None:
             trial.strike(pid)
         futures = submit(executor, trial)
         if trial.starves:
-            assert wait_until(trial.has_struck)
+            assert wait_until(trial.has_struck, PATIENCE)
             gate.open()
         if pair.fault.startswith("SIGSTOP") and pair.moment not in {
             "draining",
@@ -85,9 +86,9 @@ def run(trial: Trial, gate) -> None:
         }:
             trial.resume()
         check_calls(trial, futures)
-        assert pair.moment == "shutdown" or wait_until(trial.has_struck)
+        assert pair.moment == "shutdown" or wait_until(trial.has_struck, PATIENCE)
         gate.open()
-        assert (held.result(LONG) == 18).all()
+        assert (held.result(PATIENCE) == 18).all()
         check_use(trial, executor)
     assert trial.has_struck()
     assert held.done()
@@ -109,7 +110,7 @@ def check_calls(trial: Trial, futures: list[shmexec.Future]) -> None:
     """Those fail that are expected to, and as they should; all others are right."""
     pair, failed = trial.pair, []
     for future, array in zip(futures, arrays(), strict=True):
-        error = future.exception(LONG)
+        error = future.exception(PATIENCE)
         if error is None:
             assert (future.result() == array * 2).all()
         else:
@@ -133,7 +134,7 @@ def check_use(trial: Trial, executor) -> None:
     array = np.arange(50_000)
     futures = [executor.submit(matrix_faults.double, array) for _ in range(3)]
     for future in futures:
-        assert (future.result(LONG) == array * 2).all()
+        assert (future.result(PATIENCE) == array * 2).all()
 
 
 # -- other ways of calling ---------------------------------------------------------------
@@ -181,7 +182,7 @@ def try_calls(trial: Trial, way: str, executor) -> None:
     expected, futures = WAYS[way](executor, trial)
     failed = {}
     for number, future in enumerate(futures):
-        error = future.exception(LONG)
+        error = future.exception(PATIENCE)
         if error is None:
             assert np.all(future.result() == expected[number])
         else:
@@ -242,7 +243,7 @@ def way_pairs(*, quick: bool, of_all_kinds: bool) -> Iterator[tuple[str, Pair]]:
 
 def run_way(trial: Trial, way: str) -> None:
     """The fault strikes in a call of this way; then the pool is usable."""
-    limit = 0.5 if trial.pair.expected == matrix.TIMEOUT else None
+    limit = 2.0 if trial.pair.expected == matrix.TIMEOUT else None
     executor = shmexec.Executor(
         2, trial.pair.method, worker_env=trial.env(), timeout=limit
     )
@@ -254,8 +255,8 @@ def run_way(trial: Trial, way: str) -> None:
             left.callback(resuming.join)
         TRIES[way](trial, way, executor)
         assert trial.has_struck()
-        use = executor.options(timeout=LONG)
-        assert use.submit(matrix_faults.tiny, 1).result(LONG) == 2
+        use = executor.options(timeout=PATIENCE)
+        assert use.submit(matrix_faults.tiny, 1).result(PATIENCE) == 2
 
 
 @pytest.mark.filterwarnings("ignore:actor .* was killed:RuntimeWarning")  # so it is

@@ -12,7 +12,10 @@ import shmexec
 from tests.integration import matrix
 from tests.integration.faults import is_gone
 from tests.integration.matrix import Pair
-from tests.waiting import wait_until
+from tests.waiting import LONG, wait_until
+
+PATIENCE = 2.5 * LONG
+"""Seconds for what should happen: two starts of a worker may be part of it."""
 
 TEXTS = {
     "SIGKILL": "SIGKILL",
@@ -84,7 +87,7 @@ class Trial:
     def strike(self, pid: int) -> None:
         """Have a worker that waits for a message be struck; returns when it was."""
         os.kill(pid, signal.SIGUSR2)
-        assert wait_until(self.has_struck)
+        assert wait_until(self.has_struck, PATIENCE)
         if self.stays:
             return
         assert wait_until(lambda: self.is_over(pid))
@@ -102,7 +105,7 @@ class Trial:
 
     def resume(self) -> None:
         """Have a stopped worker go on."""
-        assert wait_until(self.has_struck)
+        assert wait_until(self.has_struck, PATIENCE)
         pid = self.has_struck()
         assert wait_until(lambda: state_of(pid) == "T")
         os.kill(pid, signal.SIGCONT)
