@@ -451,6 +451,7 @@ class Gatherer:
         for batch in (*self._grouping.take_all(), *self._unsettled):
             for item in batch.items:
                 item.disown(error)
+        self._unsettled.clear()  # nobody here will settle them
 
     def abandon(self) -> None:
         """Nobody can submit any more; called in a finalizer, so it takes no lock."""

@@ -2,77 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.integration.programs import run, session, start
 from tests.waiting import shm_names, wait_until
 
-ROOT = Path(__file__).parents[2]
 METHODS = ["fork", "forkserver", "spawn"]
 KINDS = ["memfd", "posix"]
 # Each method once, and each kind; the stress tests take all pairs.
 PAIRS = [("fork", "posix"), ("forkserver", "memfd"), ("spawn", "memfd")]
-
-
-def environment(kind):
-    env = {**os.environ, "SHMEXEC_SEGMENT": kind, "PYTHONPATH": str(ROOT)}
-    # Any warning, such as the resource tracker's of leaks, would be on stderr.
-    env.pop("PYTHONWARNINGS", None)
-    return env
-
-
-def start(tmp_path, source, *args, kind="memfd"):
-    script = tmp_path / "script.py"
-    script.write_text(source)
-    return subprocess.Popen(
-        [sys.executable, str(script), *map(str, args)],
-        env=environment(kind),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def session(pid):
-    """Processes of a session, by their kernel records: none can hide by forking."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and os.getsid(process.pid) == pid:
-                found.append(process)
-        except (psutil.Error, ProcessLookupError):
-            continue
-    return found
-
-
-def run(tmp_path, source, *args, kind="memfd", code=0):
-    """Run a script to its end; nothing of it may be left. Returns its output."""
-    names = shm_names()
-    process = start(tmp_path, source, *args, kind=kind)
-    try:
-        out, err = process.communicate(timeout=40)
-    except subprocess.TimeoutExpired:
-        for each in session(process.pid):
-            each.kill()
-        out, err = process.communicate()
-        pytest.fail(f"hangs\n{out}\n{err}", pytrace=False)
-    assert process.returncode == code, err
-    try:
-        assert wait_until(lambda: not session(process.pid), 5), session(process.pid)
-    finally:
-        for each in session(process.pid):
-            each.kill()
-    assert wait_until(lambda: shm_names() <= names)
-    assert "resource_tracker" not in err
-    return out, err
 
 
 # -- kill -9 -------------------------------------------------------------------------------
