@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 
+import numpy as np
 import pytest
 
 from tests.integration.programs import end, run, session, start
@@ -44,14 +45,18 @@ ENDS = {
         -signal.SIGKILL,
     ),
     "while stopped": (
-        ("pid = os.getpid()\n"
-        "e.ex.submit(lambda: (os.kill(pid, signal.SIGSTOP), os.kill(pid, 9)))\n"
-        "signal.pause()"),
+        (
+            "pid = os.getpid()\n"
+            "e.ex.submit(lambda: (os.kill(pid, signal.SIGSTOP), os.kill(pid, 9)))\n"
+            "signal.pause()"
+        ),
         -signal.SIGKILL,
     ),
     "SIGTERM of a handler": (
-        ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(8))\n"
-        "os.kill(os.getpid(), signal.SIGTERM)"),
+        (
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(8))\n"
+            "os.kill(os.getpid(), signal.SIGTERM)"
+        ),
         8,
     ),
     "sys.exit": ("sys.exit(3)", 3),
@@ -61,13 +66,17 @@ ENDS = {
         1,
     ),
     "sys.exit in a thread": (
-        ("thread = threading.Thread(target=sys.exit, args=(4,))\n"
-        "thread.start(); thread.join(); e.goes_on()"),
+        (
+            "thread = threading.Thread(target=sys.exit, args=(4,))\n"
+            "thread.start(); thread.join(); e.goes_on()"
+        ),
         0,
     ),
     "an exception in a thread": (
-        ("thread = threading.Thread(target=lambda: 1 / 0)\n"
-        "thread.start(); thread.join(); e.goes_on()"),
+        (
+            "thread = threading.Thread(target=lambda: 1 / 0)\n"
+            "thread.start(); thread.join(); e.goes_on()"
+        ),
         0,
     ),
     "collected": ("del e; gc.collect()", 0),
@@ -93,10 +102,16 @@ def test_the_program_ends(tmp_path, name):
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ENDS)
-def test_the_program_ends_in_any_way(tmp_path, name, method):
-    ends(name, method, tmp_path)
+def test_the_program_ends_in_any_way(tmp_path, name):
+    ends(name, "forkserver", tmp_path)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(("method", "kind"), [("fork", "posix"), ("spawn", "memfd")])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGSEGV", "the end"])
+def test_it_ends_whatever_the_start_method(tmp_path, name, method, kind):
+    ends(name, method, tmp_path, kind)
 
 
 # -- another program in its place ----------------------------------------------------------
@@ -121,11 +136,7 @@ sys.exit(7)
 
 
 @pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(method, marks=[pytest.mark.stress] if method == "spawn" else [])
-        for method in ("forkserver", "spawn")
-    ],
+    "method", ["forkserver", pytest.param("spawn", marks=pytest.mark.stress)]
 )
 def test_another_program_takes_its_place(tmp_path, method):
     """Workers go, no descriptor is inherited, and the exit code is the new program's."""
@@ -201,10 +212,15 @@ def test_the_program_forks(tmp_path, child):
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("child", CHILDREN)
-def test_the_program_forks_anything(tmp_path, child, method):
-    forks(child, method, tmp_path)
+def test_what_a_forked_child_does(tmp_path, child):
+    forks(child, "forkserver", tmp_path)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_program_forks_whatever_the_start_method(tmp_path, method):
+    forks("uses it", method, tmp_path)
 
 
 MULTIPROCESSING = """
@@ -223,9 +239,8 @@ e.close()
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("method", METHODS)
-def test_children_of_multiprocessing(tmp_path, method):
-    _, err = run(tmp_path, HEAD + MULTIPROCESSING, method)
+def test_children_of_multiprocessing(tmp_path):
+    _, err = run(tmp_path, HEAD + MULTIPROCESSING, "forkserver")
     assert err == ""
 
 
@@ -288,7 +303,7 @@ def test_signal_handlers_and_hooks_are_the_programs(tmp_path):
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_the_program_is_stopped_and_continued(tmp_path, method):
     source = HEAD + "print('up', flush=True)\ne.goes_on()\ne.close()"
     process = start(tmp_path, source, method)
@@ -349,10 +364,52 @@ def test_the_fork_server_is_killed(tmp_path):
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("helper", HELPERS)
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
-@pytest.mark.parametrize("kind", ["memfd", "posix"])
+@pytest.mark.parametrize(
+    ("helper", "method", "kind"),
+    [
+        *((helper, "forkserver", "memfd") for helper in HELPERS),
+        ("the fork server", "forkserver", "posix"),
+        ("the resource tracker", "fork", "posix"),
+        ("the resource tracker", "spawn", "posix"),
+    ],
+)
 def test_a_helper_is_killed(tmp_path, helper, method, kind):
-    if method == "spawn" and "fork server" in helper:
-        pytest.skip("it has none")
     goes_on_without(helper, method, tmp_path, kind)
+
+
+# -- from the shell ------------------------------------------------------------------------
+
+COMMAND = """
+import runpy, sys
+sys.argv[:] = ["shmexec", *sys.argv[1:]]
+runpy.run_module("shmexec", run_name="__main__")
+"""
+
+MODEL = """
+import pathlib, time
+here = pathlib.Path(__file__).parent
+(here / "loaded").touch()
+
+def predict(x):
+    (here / "called").touch()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("command", ["run", "serve"])
+def test_a_command_is_killed(tmp_path, command, number):
+    model, data = tmp_path / "model.py", tmp_path / "in.npy"
+    model.write_text(MODEL)
+    np.save(data, np.ones((100, 4)))
+    arguments = {
+        "run": (f"{model}:predict", data, "-o", tmp_path / "out.npy"),
+        "serve": (model, "--socket", tmp_path / "socket"),
+    }
+    process = start(tmp_path, COMMAND, command, *arguments[command])
+    sign = tmp_path / {"run": "called", "serve": "loaded"}[command]
+    assert wait_until(sign.exists), process.communicate(timeout=1)
+    process.send_signal(number)
+    end(process, -number, GONE_WITHIN)
+    assert not (tmp_path / "out.npy").exists()
