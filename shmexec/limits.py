@@ -82,6 +82,9 @@ def capacity(kind: str, size: int) -> tuple[int, str]:
 def check_descriptors(*, spare: bool) -> None:
     """Look whether there are descriptors for one worker more.
 
+    Not only to say so early: a fork server that is asked for a process by one who then has
+    no descriptors left for the pipes ends, for want of a request.
+
     Args:
         spare: Some must be left to the program.
 

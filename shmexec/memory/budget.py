@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _NOTHING: Mapping[Hashable, int] = MappingProxyType({})
 
 
+class NotOpen(ValueError):
+    """The account is not open, or not any more."""
+
+
 class Budget:
     """A limit in bytes, and the accounts that share it.
 
@@ -252,7 +256,7 @@ class Budget:
     def _check_open(self, account: Hashable) -> None:
         if account not in self._limits:
             msg = f"account {account!r} is not open: open it before it is used"
-            raise ValueError(msg)
+            raise NotOpen(msg)
 
 
 def _checked(what: str, nbytes: int) -> int:

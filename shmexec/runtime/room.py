@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shmexec.deadline import Deadline
-from shmexec.errors import SharedMemoryFull
+from shmexec.errors import PoolClosed, SharedMemoryFull
+from shmexec.memory.budget import NotOpen
 from shmexec.memory.host import Block, Host
 from shmexec.memory.views import Loan, Returns, loan_of
 from shmexec.runtime import lifecycle
@@ -104,6 +105,9 @@ class RoomMaker:
                 return host.allocate(
                     self._account, nbytes, CALLS, source, clear=clear, borrow=borrow
                 )
+            except NotOpen as error:  # another thread shut the pool down meanwhile
+                msg = "cannot schedule new futures after shutdown"
+                raise PoolClosed(msg) from error
             except SharedMemoryFull as error:
                 asked = asked or Deadline(RECLAIM_WITHIN)
                 reclaiming = self._reclaim()

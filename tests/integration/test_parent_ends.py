@@ -13,7 +13,6 @@ import pytest
 from tests.integration.programs import end, run, session, start
 from tests.waiting import wait_until
 
-METHODS = ["fork", "forkserver", "spawn"]
 GONE_WITHIN = 2.0
 """Seconds after an abnormal end."""
 
@@ -249,19 +248,20 @@ def test_children_of_multiprocessing(tmp_path):
 DAEMONS = """
 from shmexec import PoolClosed
 def use(n):
-    uses = e.uses()[:-2]  # no two threads may advance one iterator
+    uses = e.uses()[:-2]  # no two threads may advance one iterator, nor read one pipeline
+    del uses[-2]
     while True:
         for use in uses[n:] + uses[:n]:
             try: use()
             except PoolClosed: pass
 e.stream.close(); e.lazy.close()
 for n in range(4): threading.Thread(target=use, args=(2 * n,), daemon=True).start()
-wait_until(lambda: e.ex.stats().calls_submitted > 100)
+wait_until(lambda: e.ex.stats().submitted > 100)
 """
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_daemon_threads_submit_while_the_interpreter_ends(tmp_path, method):
     _, err = run(tmp_path, HEAD + DAEMONS, method)
     assert err == ""
