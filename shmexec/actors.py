@@ -217,6 +217,10 @@ class Actor(AsyncClosing):
         """See `Executor.dump`. No public name: it would hide a method's."""
         return "\n".join(each.dump() for each in self._replicas)
 
+    def _halt(self) -> None:
+        for each in self._replicas:
+            each.halt()
+
     def __reduce__(self) -> NoReturn:
         msg = (
             "an Actor cannot be pickled: its calls come from the program that made it; "
@@ -309,6 +313,8 @@ class _Replica(Protocol):
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None: ...
 
+    def halt(self) -> None: ...
+
     def abandon(self) -> None: ...
 
 
@@ -322,6 +328,7 @@ class _Remote:
         self.stats = self._pool.stats
         self.dump = self._pool.dump
         self.shutdown = self._pool.shutdown
+        self.halt = self._pool.halt
         self.abandon = self._pool.abandon
         self.feeders = self._pool.feeders
         self._pool.start_all()
@@ -415,6 +422,9 @@ class _Local:
         if self._closed:
             return "closed"
         return "ready" if self._error is None else "failed"
+
+    def halt(self) -> None:
+        """Nothing to do: calls run in the thread that makes them."""
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
         if self._closed:

@@ -75,16 +75,23 @@ def map_calls(
     items = zip(*iterables, strict=False) if star else iter(iterables[0])
     run = _Run(backend, options, fn, star=star)
     total = None
-    if buffersize is None:
-        known = list(items)
-        total = len(known)
-        chunksize = chunksize or run.choose_chunksize(known)
-        # Eager: all is submitted before the first result is asked for.
-        run.submit_all(known, chunksize)
-        left: Iterator[Any] = iter(())
-    else:
-        left = items
-        run.fill(left, chunksize or 1, buffersize)
+    left: Iterator[Any] = iter(())
+    try:
+        if buffersize is None:
+            known = list(items)
+            total = len(known)
+            chunksize = chunksize or run.choose_chunksize(known)
+            # Eager: all is submitted before the first result is asked for.
+            run.submit_all(known, chunksize)
+        else:
+            left = items
+            run.fill(left, chunksize or 1, buffersize)
+    except KeyboardInterrupt as interrupt:
+        run.cancel(running=True)
+        raise interrupt.with_traceback(None) from None
+    except BaseException:
+        run.cancel()  # none of them stays behind
+        raise
     results = run.results(left, chunksize or 1, buffersize, deadline, ordered=ordered)
     return _with_progress(results, total) if progress else results
 
@@ -142,13 +149,9 @@ class _Run:
         return None
 
     def submit_all(self, items: list[Any], chunksize: int) -> None:
-        """Submit items in chunks; if that fails, none of them stays behind."""
-        try:
-            for start in range(0, len(items), chunksize):
-                self._submit(items[start : start + chunksize], chunksize)
-        except BaseException:
-            self.cancel()
-            raise
+        """Submit items in chunks."""
+        for start in range(0, len(items), chunksize):
+            self._submit(items[start : start + chunksize], chunksize)
 
     def _submit(self, chunk: list[Any], chunksize: int) -> None:
         submit, options = self._backend.submit, self._options
@@ -180,12 +183,17 @@ class _Run:
         *,
         ordered: bool,
     ) -> Iterator[Any]:
-        """Yield results; leaving early cancels what has not begun."""
+        """Yield results; leaving early cancels what has not begun, Ctrl-C all of it."""
         parts = self._parts(items, chunksize, buffersize, deadline, ordered=ordered)
         try:
             yield from itertools.chain.from_iterable(parts)
+        except KeyboardInterrupt as interrupt:
+            self.cancel(running=True)
+            # The frames below this one tell the user nothing.
+            raise interrupt.with_traceback(None) from None
         finally:
             parts.close()
+            self.cancel()
 
     def _parts(
         self,
@@ -197,20 +205,17 @@ class _Run:
         ordered: bool,
     ) -> Generator[Iterator[Any], None, None]:
         """Yield iterators over the results of one chunk or call."""
-        try:
-            while self._pending:
-                # Nothing here refers to a result once it was yielded: it may be large.
-                if self._next_is_chunk(deadline, ordered=ordered):
-                    results, error, _ = self._take(deadline)
-                    yield _drain(results)
-                    if error is not None:
-                        raise rebuild_error(error)
-                else:
-                    yield _drain([self._take(deadline)])
-                if buffersize is not None:
-                    self.fill(items, chunksize, buffersize)
-        finally:
-            self.cancel()
+        while self._pending:
+            # Nothing here refers to a result once it was yielded: it may be large.
+            if self._next_is_chunk(deadline, ordered=ordered):
+                results, error, _ = self._take(deadline)
+                yield _drain(results)
+                if error is not None:
+                    raise rebuild_error(error)
+            else:
+                yield _drain([self._take(deadline)])
+            if buffersize is not None:
+                self.fill(items, chunksize, buffersize)
 
     def _next_is_chunk(self, deadline: Deadline, *, ordered: bool) -> bool:
         """Bring the future to be yielded next to the front; whether it is a chunk."""
@@ -238,11 +243,22 @@ class _Run:
             future.cancel()
             del future
 
-    def cancel(self) -> None:
-        """Cancel what has not begun."""
-        for future, _ in self._pending:
+    def cancel(self, *, running: bool = False) -> None:
+        """Cancel what has not begun; stop what runs, too, if that is wanted."""
+        # What waits first: else it would begin where something was stopped.
+        for future, _ in reversed(self._pending):
             future.cancel()
+        if running:
+            for future, _ in self._pending:
+                stop(future)
         self._pending.clear()
+
+
+def stop(future: BaseFuture[Any]) -> bool:
+    """Cancel a call, also one that runs, where there is a way; whether that helped."""
+    if isinstance(future, Future):
+        return future.cancel(running=True)
+    return future.cancel()
 
 
 def _drain(results: list[Any]) -> Iterator[Any]:
@@ -303,6 +319,9 @@ def map_batches(
         sources.extend(_Input(backend, array) for array in inputs)
         _Batches(backend, options, fn, sources, target, size, rows).run(report)
         return target.finish()
+    except KeyboardInterrupt as interrupt:
+        target.discard()
+        raise interrupt.with_traceback(None) from None
     except BaseException:
         target.discard()
         raise

@@ -235,7 +235,12 @@ class Executor(Calling, BaseExecutor):
         Workers that start later have not run it: for those there is ``initializer``.
         """
         futures = self._pool.broadcast(fn, args, kwargs)
-        return [future.result() for future in futures]
+        try:
+            return [future.result() for future in futures]
+        except KeyboardInterrupt:
+            for future in futures:
+                future.cancel(running=True)
+            raise
 
     def resize(self, max_workers: int) -> None:
         """Change how many workers there may be; running calls are not disturbed."""
@@ -316,18 +321,25 @@ class Executor(Calling, BaseExecutor):
         """Take no more calls; those submitted still run.
 
         Args:
-            wait: Return only when all calls are done and all workers gone.
+            wait: Return only when all calls are done and all workers gone. Ctrl-C
+                meanwhile ends it at once: calls are cancelled, workers killed.
             cancel_futures: Cancel calls that have not begun.
         """
         self._finalizer.detach()
         actors = list(self._actors)
-        self._pool.shutdown(wait=False, cancel_futures=cancel_futures)
-        for actor in actors:
-            actor.close(wait=False, cancel_futures=cancel_futures)
-        if wait:
+        try:
+            self._pool.shutdown(wait=False, cancel_futures=cancel_futures)
             for actor in actors:
-                actor.close()
-            self._pool.shutdown(wait=True)
+                actor.close(wait=False, cancel_futures=cancel_futures)
+            if wait:
+                for actor in actors:
+                    actor.close()
+                self._pool.shutdown(wait=True)
+        except KeyboardInterrupt as interrupt:
+            for actor in actors:
+                actor._halt()  # noqa: SLF001  (other names are for its methods)
+            self._pool.halt()
+            raise interrupt.with_traceback(None) from None
 
     def _warn_of_growth(self) -> None:
         workers = self._max_workers + sum(actor.replicas for actor in self._actors)

@@ -141,9 +141,13 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
             entry = self._take()
             if entry is not None:
                 return self._opened(entry, StopIteration)
-            with self._conveyor.lock:
-                # Woken by whatever moves on.
-                self._conveyor.changed.wait_for(self._has_news)
+            try:
+                with self._conveyor.lock:
+                    # Woken by whatever moves on.
+                    self._conveyor.changed.wait_for(self._has_news)
+            except KeyboardInterrupt as interrupt:
+                self.close()
+                raise interrupt.with_traceback(None) from None
         raise StopIteration
 
     async def __anext__(self) -> Any:
@@ -349,6 +353,10 @@ class Pipeline(AsyncClosing):
         self._conveyor.close(cancel=cancel_futures)
         if wait:
             self._conveyor.wait_for_end()
+
+    def _halt(self) -> None:
+        for station in self._stations:
+            station.actor._halt()  # noqa: SLF001
 
     def __repr__(self) -> str:
         names = " -> ".join(station.name for station in self._stations)

@@ -214,6 +214,9 @@ class Future(BaseFuture[T]):
     def result(self, timeout: float | None = None) -> T:
         """The call's result, or its exception raised.
 
+        Ctrl-C while it waits stops the call, as ``cancel(running=True)`` does. To wait
+        for calls that shall go on, use ``concurrent.futures.wait``.
+
         Args:
             timeout: Seconds to wait; None waits for ever.
 
@@ -221,10 +224,13 @@ class Future(BaseFuture[T]):
             TimeoutError: If it is not done by then; the call goes on.
             CancelledError: If it was cancelled.
         """
-        left = self._drive(timeout)
-        if self._state == FINISHED and self._exception is None:
-            return cast("T", self._result)
-        return super().result(left)
+        try:
+            left = self._drive(timeout)
+            if self._state == FINISHED and self._exception is None:
+                return cast("T", self._result)
+            return super().result(left)
+        except KeyboardInterrupt as interrupt:
+            raise self._stopped_by(interrupt) from None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The exception that the call raised, None if it returned.
@@ -236,7 +242,20 @@ class Future(BaseFuture[T]):
             TimeoutError: If it is not done by then; the call goes on.
             CancelledError: If it was cancelled.
         """
-        return super().exception(self._drive(timeout))
+        try:
+            return super().exception(self._drive(timeout))
+        except KeyboardInterrupt as interrupt:
+            raise self._stopped_by(interrupt) from None
+
+    def _stopped_by(self, interrupt: KeyboardInterrupt) -> KeyboardInterrupt:
+        """Stop the call that somebody waited for; what is to be raised.
+
+        The frames below the one that waited tell the user nothing: they are cut off.
+        """
+        if interrupt is not self._exception:  # the call itself may have raised it
+            interrupt = interrupt.with_traceback(None)
+            self.cancel(running=True)
+        return interrupt
 
     def _drive(self, timeout: float | None) -> float | None:
         """Read replies in this thread until done; the seconds that are left."""

@@ -231,5 +231,9 @@ class InlinePool:
         self._closed = True
         loop.close()
 
+    def halt(self) -> None:
+        """Nothing to end: calls run in the thread that makes them."""
+        self._closed = True
+
     def abandon(self) -> None:
         """Nothing is left behind."""

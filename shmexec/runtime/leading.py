@@ -298,10 +298,10 @@ class Leading:
         self.waker.wake()
         self._bell.ring()
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> None:
         """Wait for the dispatcher to end, unless this is it."""
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(timeout)
 
     def close(self) -> None:
         """Close the descriptors; when the dispatcher has ended."""

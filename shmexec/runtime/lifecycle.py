@@ -88,11 +88,17 @@ def exiting() -> bool:
 def _at_exit() -> None:
     """Finish what was submitted, as ``ProcessPoolExecutor`` does, then end workers."""
     global _exiting
-    for pool in list(_pools):
-        pool.take_in()
-    _exiting = True
-    for pool in list(_pools):
-        pool.shutdown(wait=True)
+    try:
+        for pool in list(_pools):
+            pool.take_in()
+        _exiting = True
+        for pool in list(_pools):
+            pool.shutdown(wait=True)
+    except KeyboardInterrupt:
+        _exiting = True
+        for pool in list(_pools):
+            pool.halt()
+        raise
 
 
 def _before_fork() -> None:

@@ -50,6 +50,8 @@ from shmexec.wire.parcels import Parcel
 
 SWEEP = 0.005
 """Seconds at a time that the dispatcher gives a dead worker's memory back."""
+HALT_WITHIN = 2.0
+"""Seconds that it waits for workers that were killed, who does not want to wait."""
 
 GLANCE_AFTER = 64
 """Calls submitted after which the submitting thread looks at what has come."""
@@ -754,7 +756,30 @@ class Pool:
             return
         self.leading.wake()
         if wait:
-            self.leading.join()
+            try:
+                self.leading.join()
+            except KeyboardInterrupt as interrupt:
+                self.halt()
+                raise interrupt.with_traceback(None) from None
+
+    def halt(self) -> None:
+        """End now: who waited for the pool's end does not want to any longer.
+
+        What has not begun is cancelled, what runs is stopped, workers are killed.
+        """
+        if self._forked or self._gone.is_set():
+            return
+        self.take_in(cancel=True)
+        with self._lock, self._whole:
+            self._closed = True
+            self._handle(r.Closed(cancel_pending=True))
+            for number in list(self._calls):
+                self._handle(r.Cancelled(number, running=True))
+            for handle in self._workers.values():
+                handle.kill()
+        self.leading.wake()
+        # Killed processes end soon; only a callback of the program's may hold it up.
+        self.leading.join(HALT_WITHIN)
 
     def take_in(self, *, cancel: bool = False) -> None:
         """Have those who gather calls submit, or cancel, what they have: the last ones."""

@@ -38,7 +38,8 @@ class Stream(Closing, Iterator[T], AsyncIterator[T], Generic[T]):
 
     ``for`` and ``async for`` alike. Leaving the loop, dropping the stream or
     :meth:`close` closes the generator in the worker: its ``finally`` runs, and the
-    worker is free for other calls.
+    worker is free for other calls. Ctrl-C while it waits for an item ends it as
+    :meth:`cancel` does.
     """
 
     def __init__(
@@ -64,6 +65,12 @@ class Stream(Closing, Iterator[T], AsyncIterator[T], Generic[T]):
         future = self._items[0]
         try:
             item: T = future.result()
+        except KeyboardInterrupt as interrupt:
+            if not _has_failed(future):  # else the generator raised it
+                self.cancel()
+                raise interrupt.with_traceback(None) from None
+            self._ended = True
+            raise
         except BaseException:
             self._ended = _has_failed(future)
             raise
@@ -130,7 +137,7 @@ class Stream(Closing, Iterator[T], AsyncIterator[T], Generic[T]):
 
 
 def _has_failed(future: Future[Any]) -> bool:
-    """Whether a stream ended with an error; else an interrupt struck whoever waited.
+    """Whether a stream ended with an error; else something struck whoever waited.
 
     It leaves the stream as it was, also if an item came at the same moment.
     """
