@@ -491,33 +491,53 @@ class Host:
             self.budget.discharge(worker.account, nbytes)
             self.room.notify_all()
 
-    def take_back(
-        self, holder: Hashable, lease: int, place: tuple[int, int, int]
-    ) -> None:
-        """An argument that a worker returns as it is: its lease becomes the parent's.
+    def loan(self, arena: int, offset: int, nbytes: int) -> Loan:
+        """A loan that has no lease yet, of bytes in an arena.
+
+        Raises:
+            ValueError: If there is no such arena, or they are not inside of it.
+        """
+        try:
+            segment = self.segment_of(arena)
+        except KeyError:
+            msg = f"worker sent a block of arena {arena}, which does not exist"
+            raise ValueError(msg) from None
+        if offset < 0 or nbytes <= 0 or offset + nbytes > segment.size:
+            msg = f"worker sent a block [{offset}, +{nbytes}) outside of its arena"
+            raise ValueError(msg)
+        place = (arena, offset, nbytes)
+        return Loan(segment, place, 0, self.returns, readonly=False)
+
+    def is_leased(self, loan: Loan) -> bool:
+        """Whether a loan has its lease."""
+        with self.lock:
+            return self.ledger.block_of(loan.lease) is not None
+
+    def take_back(self, holder: Hashable, lease: int, loan: Loan) -> None:
+        """An argument that a worker returns as it is: its lease becomes the loan's.
 
         Args:
             holder: The worker.
             lease: The one that it has on the argument's block.
-            place: Arena, offset and length of what it returns.
+            loan: Of what it returns; has no lease yet.
 
         Raises:
             ValueError: If the lease is not the holder's, or the range not in its block.
         """
-        arena, offset, nbytes = place
+        offset, nbytes = loan.offset, loan.nbytes
         with self.lock:
             key = self.ledger.block_of(lease)
             if (
                 key is None
-                or key[0] != arena
+                or key[0] != loan.arena
                 or self.ledger.holder_of(lease) != holder
                 or not key[1] <= offset
-                or nbytes <= 0
                 or offset + nbytes > key[1] + self._size_of(key)
             ):
                 msg = f"worker returned [{offset}, +{nbytes}) by lease {lease}, not its own"
                 raise ValueError(msg)
             self.ledger.move(lease, HOST)
+            loan.lease = lease
 
     def _size_of(self, key: BlockKey) -> int:
         """Bytes of a leased block that may be given to a worker as its own."""
@@ -527,36 +547,29 @@ class Host:
         worker = self._workers.get(arena)
         return 0 if worker is None else worker.live[offset]
 
-    def accept(self, worker: WorkerArena, offset: int, nbytes: int) -> int:
-        """Take a result block over from a worker; returns the parent's lease on it.
+    def accept(self, worker: WorkerArena, loan: Loan) -> None:
+        """Take a result block over from a worker, for a loan that has no lease yet.
 
         Raises:
-            ValueError: If the range is not inside the worker's arena, or already taken,
-                or the worker had no quota for it.
+            ValueError: If it was taken over before, or the worker had no quota for it.
         """
-        if offset < 0 or nbytes <= 0 or offset + nbytes > worker.segment.size:
-            msg = f"worker sent a block [{offset}, +{nbytes}) outside of its arena"
-            raise ValueError(msg)
+        offset = loan.offset
         with self.lock:
             if offset in worker.live:
                 msg = f"worker sent the block at {offset} twice"
                 raise ValueError(msg)
-            size = -(-nbytes // ALIGNMENT) * ALIGNMENT
+            size = -(-loan.nbytes // ALIGNMENT) * ALIGNMENT
             if worker.leased + size > worker.quota:
-                msg = f"worker sent {nbytes} bytes, past its quota of {worker.quota}"
+                msg = (
+                    f"worker sent {loan.nbytes} bytes, past its quota of {worker.quota}"
+                )
                 raise ValueError(msg)
+            lease = self.ledger.lease((worker.id, offset), HOST)
             worker.add(offset, size)
-            return self.ledger.lease((worker.id, offset), HOST)
-
-    def result_view(self, place: tuple[int, int, int], lease: int) -> np.ndarray:
-        """The bytes of a result, by arena, offset and length.
-
-        The lease, which is this program's, ends with the last view.
-        """
-        return lend(self.segment_of(place[0]), place, lease, self.returns)
+            loan.lease = lease
 
     def result_loan(self, place: tuple[int, int, int], lease: int) -> Loan:
-        """The same for bytes that nobody looks at here; the lease ends with the loan."""
+        """Bytes by arena, offset and length; their lease, ours, ends with the loan."""
         segment = self.segment_of(place[0])
         return Loan(segment, place, lease, self.returns, readonly=False)
 

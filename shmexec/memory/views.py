@@ -41,7 +41,7 @@ class Loan:
         arena: Number of the block's arena.
         offset: Where the bytes begin in the arena; ``nbytes`` of them. The block may begin
             before.
-        lease: Ends with the loan.
+        lease: Ends with the loan; 0 before there is one.
         address: Where they begin in this process.
         mode: How the block is shared with workers; None if it is not. One lease of this
             process has one loan, so this holds for all arrays on the block.
@@ -82,10 +82,16 @@ class Loan:
         self.lease = lease
         self.returns = returns
 
+    def populate(self) -> None:
+        """Have the bytes mapped."""
+        self._mapping.populate(self.offset, self.nbytes)
+
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if finalizing():
             return
         returns = self.returns
+        if not self.lease:
+            return
         returns.ended.append(self.lease)
         if returns.poke is not None:
             returns.poke()
@@ -115,8 +121,13 @@ def lend(
     if offset < 0 or nbytes < 0 or offset + nbytes > segment.size:
         msg = f"block [{offset}, {offset + nbytes}) lies outside its {segment.size}"
         raise ValueError(msg)
-    segment.populate(offset, nbytes)
-    return np.asarray(Loan(segment, place, lease, returns, readonly=readonly))
+    return view_of(Loan(segment, place, lease, returns, readonly=readonly))
+
+
+def view_of(loan: Loan) -> np.ndarray:
+    """The bytes of a loan, which ends when the last view of them has died."""
+    loan.populate()
+    return np.asarray(loan)
 
 
 def check_inside(array: np.ndarray, begin: int, nbytes: int) -> np.ndarray:

@@ -71,6 +71,8 @@ class PackedCall:
     """Items it may yield at first; 0 if it is no stream."""
     items: deque[Future[Any]] | None = None
     """A stream's futures, as long as somebody wants them; the last is :attr:`future`."""
+    noted: tuple[bytes | None, Future[Any] | None] = (None, None)
+    """The message that brought a stream's latest item, and the future that this is for."""
     closed = False
     """Whether a stream shall end: nobody wants more of it, or the pool ends."""
     stack = ""

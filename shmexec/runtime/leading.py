@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import select
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmexec import limits
@@ -159,7 +160,7 @@ class Leading:
         self._nudge()
         if self._resolving and pool.has_spawns():
             # The dispatcher is in a callback, which may be the one that waits here.
-            pool.start_workers()
+            _uninterrupted(pool.start_workers)
         pool.resolve()
         if self._parked or self._followers or self._callbacks or pool.has_work():
             self._bell.ring()
@@ -372,6 +373,16 @@ class Leading:
                 return
             else:
                 quiet += 1
+
+
+def _uninterrupted(start: Callable[[], None]) -> None:
+    """Call it where no Ctrl-C strikes: a process would be nobody's."""
+    if threading.current_thread() is not threading.main_thread():
+        start()
+        return
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()  # it only starts processes
 
 
 class _Bell:

@@ -222,10 +222,12 @@ class Outputs:
             return 0
         except OSError:
             landed.append(b"")
-        size = len(landed[-1])
+        size = len(landed[-1]) if landed else 0
         if not size:
-            landed.pop()
             self._forget(descriptor)
+        # An interrupt may have left some there.
+        while landed and not landed[-1]:
+            landed.pop()
         while landed:
             stream.unfinished = landed[0][-1] != 10
             stream.output.unfinished |= stream.unfinished

@@ -25,6 +25,7 @@ from shmexec.errors import PoolBroken, SerializationError, SharedMemoryFull
 from shmexec.figures import Health, Stats
 from shmexec.memory.host import Block
 from shmexec.memory.remains import Remains
+from shmexec.memory.whole import Whole
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle, reports
 from shmexec.runtime.backend import Feeder
@@ -33,6 +34,7 @@ from shmexec.runtime.counting import Counting
 from shmexec.runtime.futures import Future
 from shmexec.runtime.guard import Guard
 from shmexec.runtime.leading import READ, Leading
+from shmexec.runtime.mending import Mending
 from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.quotas import Quotas
 from shmexec.runtime.replies import Replies
@@ -55,28 +57,6 @@ HALT_WITHIN = 2.0
 
 GLANCE_AFTER = 64
 """Calls submitted after which the submitting thread looks at what has come."""
-
-
-class _Whole:
-    """Around changes of state that must not be left half done.
-
-    An interrupt that strikes in there (Ctrl-C in the main thread, within some tens of
-    microseconds) leaves a state that nobody can vouch for: the pool is then ended and
-    all its futures fail, rather than that one of them waits for ever.
-    """
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _type: object, error: BaseException | None, _trace: object
-    ) -> None:
-        if error is not None and not isinstance(error, Exception):
-            self._pool.torn = error
-            self._pool.leading.wake()
 
 
 class Pool:
@@ -107,8 +87,8 @@ class Pool:
         self._closed = False
         self._forked = False
         self._gone = threading.Event()
-        self._whole = _Whole(self)
         self.leading = Leading(self)
+        self._whole = Whole(self._mend, self.leading.wake)
         self.outputs = Outputs(self.leading)
         self._sending = Sending(tables, self.leading.poller, self._events.append)
         self._guard = Guard(tables, self._handle, self._remarks.append)
@@ -132,6 +112,14 @@ class Pool:
             self.leading.close()
             self.host.close_account(self, options.family)
             raise
+        self._mending = Mending(
+            tables,
+            self._sending,
+            self._replies,
+            self._quotas,
+            self._starting,
+            self._do,
+        )
         self._doers: dict[type, Callable[[Any], None]] = {
             r.Send: self._sending.send,
             r.SendPack: self._sending.send_pack,
@@ -144,7 +132,7 @@ class Pool:
             r.Trim: self._trim,
             r.Warn: self._guard.warn,
             r.Drop: self._drop,
-            r.Fail: self._fail,
+            r.Fail: self._tell_failed,
             r.Broke: self._broke,
         }
         self.torn: BaseException | None = None
@@ -217,9 +205,16 @@ class Pool:
                         call.name,
                     )
                 )
-        except BaseException:
+        except Exception:
             self._calls.pop(call.number, None)
             self.room.give_back(call.blocks)
+            raise
+        except BaseException:
+            # Nobody will have the future. If it is in the tables, it is theirs.
+            if call.number in self._calls:
+                call.future.cancel(running=True)
+            else:
+                self.room.give_back(call.blocks)
             raise
         if (
             options.timeout is not None
@@ -253,8 +248,13 @@ class Pool:
         call.credit = buffersize
         call.items = items = deque([call.future])
         # Items that have been taken cannot be unmade: no retries.
-        self.enter(call, replace(options, retries=0))
-        return Stream(self, call.number, items, buffersize)
+        try:
+            self.enter(call, replace(options, retries=0))
+            return Stream(self, call.number, items, buffersize)
+        except BaseException:
+            if call.number:
+                self.drop_stream(call.number)  # nobody will read it
+            raise
 
     def give_credit(self, number: int, credit: int) -> None:
         """A stream's call may yield so many items more."""
@@ -318,7 +318,7 @@ class Pool:
     ) -> list[Future[Any]]:
         """Submit a call to each worker, after starting as many as the pool may have."""
         self.check_open()
-        with self._lock:
+        with self._lock, self._whole:
             self._handle(r.Everyone())
             numbers = [
                 worker.id
@@ -343,7 +343,7 @@ class Pool:
 
     def standing(self) -> str:
         """What the pool is at: starting, ready, busy, failed, closing or closed."""
-        with self._lock:
+        with self._lock, self._whole:
             return self._standing()
 
     def _standing(self) -> str:
@@ -372,20 +372,20 @@ class Pool:
         be started any more (Python 3.12).
         """
         self.feeders.add(feeder)
-        with self._lock:
+        with self._lock, self._whole:
             if not self._closed:
                 self.leading.start()
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers; surplus ones end when idle."""
-        with self._lock:
+        with self._lock, self._whole:
             self.check_open()
             self._handle(r.Resized(max_workers))
         self.leading.wake()
 
     def pids(self) -> list[int]:
         """Process ids of the workers that run."""
-        with self._lock:
+        with self._lock, self._whole:
             return [handle.process.pid for handle in self._workers.values()]
 
     # -- memory for batches ------------------------------------------------------------
@@ -407,22 +407,43 @@ class Pool:
         return parcel
 
     def _count_placed(self, copied: int, block: Block | None) -> None:
-        with self._lock:
+        with self._lock, self._whole:
             self._counting.add_copied(copied)
             if block is not None:
                 self._counting.add_block(block)
 
     # -- the machine -----------------------------------------------------------------
 
-    def _handle(self, event: r.Event) -> None:
-        """Let the machine decide, and do it. The caller holds the lock."""
+    def _handle(
+        self, event: r.Event, decided: Callable[[], None] | None = None
+    ) -> None:
+        """Let the machine decide, and do it. The caller holds the lock.
+
+        Args:
+            event: What it is told.
+            decided: Called in between. An interrupt before that has the event told once
+                more, one behind it has what was decided done.
+        """
         if self.torn is not None:
             return  # all calls have failed: none is to be sent as its workers end
-        for command in self._machine.handle(event, now()):
+        commands = self._machine.handle(event, now())
+        if decided is not None:
+            decided()
+        for command in commands:
             self._do(command)
         while self._events:
             for command in self._machine.handle(self._events.popleft(), now()):
                 self._do(command)
+
+    def _mend(self) -> None:
+        """An interrupt has left the state half changed."""
+        self._events.clear()
+        self._guard.arm()
+        try:
+            self._mending.mend()
+        except BaseException as error:  # noqa: BLE001  (nobody can vouch for it now)
+            self.torn = error
+        self.leading.wake()
 
     def _do(self, command: r.Command) -> None:
         self._doers[type(command)](command)
@@ -434,9 +455,10 @@ class Pool:
         self._calls[command.call].future.wait_again()
 
     def _drop(self, command: r.Drop) -> None:
-        call = self._tables.forget(command.call)
+        call = self._calls.get(command.call)
         if call is not None:
             self._outcomes[call.number] = Outcome(call, None, cancelled=True)
+            self._tables.forget(call.number)
 
     def _kill(self, command: r.Kill) -> None:
         handle = self._workers.get(command.worker)
@@ -446,17 +468,24 @@ class Pool:
             else:
                 handle.interrupt()
 
+    def _tell_failed(self, command: r.Fail) -> None:
+        self._fail(command)
+        self._machine.told(command.call)
+
     def _fail(self, command: r.Fail) -> None:
-        call = self._tables.forget(command.call)
+        # The outcome is noted first: an interrupt in between loses nothing.
+        call = self._calls.get(command.call)
         if call is None:
             return
         if command.why == "cancelled":
             self._outcomes[call.number] = Outcome(call, None, cancelled=True)
+            self._tables.forget(call.number)
             return
         handle = self._workers.get(command.worker or 0)
         after = 0 if handle is None else self.outputs.drain(handle.output)
         error = reports.failure(command, call, handle, self._broken, self.options.actor)
         self._outcomes[call.number] = Outcome(call, None, error=error, after=after)
+        self._tables.forget(call.number)
 
     # -- replies ---------------------------------------------------------------------
 
@@ -464,7 +493,7 @@ class Pool:
         """Move what a descriptor has into the inbox; the leader calls it."""
         handle = self._by_descriptor.get(descriptor)
         if handle is None:
-            with self._lock:
+            with self._lock, self._whole:
                 self._sending.go_on(descriptor, event)
         elif descriptor == handle.process.sentinel:
             self.leading.poller.remove(descriptor)
@@ -484,6 +513,7 @@ class Pool:
             or ticking
             or self._quotas.wanting
             or self._dropped
+            or self._whole.changing  # perhaps it is to be mended
         ):
             return
         with self._lock, self._whole:
@@ -515,29 +545,30 @@ class Pool:
 
     def _bury(self, handle: WorkerHandle) -> None:
         """A worker's process has ended: take its words in, then let it go."""
-        descriptor = handle.replies.fileno()
-        if descriptor < 0:
-            return
+        if handle.number in self._workers:  # else an interrupt struck as it was closed
+            self._take_leave(handle)
+        if (remains := handle.close()) is not None:
+            self._remains.append(remains)
+            self.leading.wake()  # the dispatcher sees to them, after new workers
+
+    def _take_leave(self, handle: WorkerHandle) -> None:
         self._replies.bury(handle)
         self._counting.bury(handle)
         self._sending.forget(handle)
         for number in (
-            descriptor,
+            handle.replies.fileno(),
             handle.process.sentinel,
             *handle.output.descriptors,
         ):
             self.leading.poller.remove(number)
             self._by_descriptor.pop(number, None)
         self._workers.pop(handle.number, None)
-        if (remains := handle.close()) is not None:
-            self._remains.append(remains)
-            self.leading.wake()  # the dispatcher sees to them, after new workers
 
     # -- memory ----------------------------------------------------------------------
 
     def reclaim(self) -> bool:
         """Ask workers for quota they do not need; whether answers of idle ones are due."""
-        with self._lock:
+        with self._lock, self._whole:
             return self._quotas.reclaim()
 
     def in_flight(self) -> bool:
@@ -545,7 +576,7 @@ class Pool:
 
         Streams do not count: who waits may be the one that is to read them.
         """
-        with self._lock:
+        with self._lock, self._whole:
             return any(not call.credit for call in self._calls.values())
 
     def _trim(self, _command: r.Trim) -> None:
@@ -572,14 +603,14 @@ class Pool:
         look = self._guard.due
         if not (self._machine.has_timers or self._quotas.wanting):
             return None if look is None else max(0.0, look - now())
-        with self._lock:  # other threads submit meanwhile
+        with self._lock, self._whole:  # other threads submit meanwhile
             times = (self._machine.next_tick(), self._quotas.next_due(), look)
         due = min((time for time in times if time is not None), default=None)
         return None if due is None else max(0.0, due - now())
 
     def seconds_to_trim(self) -> float | None:
         """In idleness: tell workers what to free; seconds until memory is returned."""
-        with self._lock:
+        with self._lock, self._whole:
             dropped = bool(self.host.returns.ended)
             self.host.settle()
             for handle in self._workers.values():
@@ -632,12 +663,17 @@ class Pool:
     def start_workers(self) -> None:
         """Start those that are to be started, together with other threads that do."""
         self._quotas.expect_idleness()
-        while (number := self._starting.take()) is not None:
+        while True:
+            with self._lock, self._whole:
+                number = self._starting.take()
+            if number is None:
+                return
             try:
                 handle = self._starting.start(number)
             except BaseException as error:
                 reason, scarce = reports.not_started(error)
-                with self._lock:
+                with self._lock, self._whole:
+                    self._starting.under_way.discard(number)
                     self._handle(r.WorkerDead(number, reason, scarce=scarce))
                     running = len(self._workers)
                 if scarce and running:
@@ -648,7 +684,7 @@ class Pool:
                 if isinstance(error, Exception):
                     continue  # the machine decides
                 raise
-            with self._lock:
+            with self._lock, self._whole:
                 self._adopt(handle)
 
     def _remark_once(self, what: str, text: str) -> None:
@@ -667,6 +703,7 @@ class Pool:
             self._by_descriptor[descriptor] = handle
         self.outputs.adopt(handle.output)
         self._starting.greet(handle)
+        self._starting.under_way.discard(handle.number)
 
     def resolve(self) -> None:
         """Put outcomes into their futures; no lock is held, since callbacks run.
@@ -713,7 +750,7 @@ class Pool:
         if self._forked:
             return
         for handle in list(self._workers.values()):
-            with self._lock, contextlib.suppress(r.IllegalEvent):
+            with self._lock, self._whole, contextlib.suppress(r.IllegalEvent):
                 if self.torn is not None:
                     handle.process.reap()
                 self._bury(handle)
@@ -741,7 +778,7 @@ class Pool:
         if self._forked:
             return
         self.take_in(cancel=cancel_futures)
-        with self._lock:
+        with self._lock, self._whole:
             first, self._closed = not self._closed, True
             for call in [call for call in self._calls.values() if call.credit]:
                 # One that is not read to its end would keep the pool alive.
@@ -794,6 +831,7 @@ class Pool:
         """This process is a copy: the pool is the parent's, and is not to be used."""
         self._forked = True
         self._lock = threading.Lock()
+        self._whole.changing = False
         for feeder in list(self.feeders):
             feeder.disown(calls.closed_error(self.options, forked=True, exiting=False))
         for handle in self._workers.values():
@@ -825,5 +863,5 @@ class Pool:
 
     def stats(self) -> Stats:
         """See :meth:`shmexec.Executor.stats`."""
-        with self._lock:
+        with self._lock, self._whole:
             return self._counting.stats(gone=self._gone.is_set())

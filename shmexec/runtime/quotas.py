@@ -14,7 +14,7 @@ from shmexec.runtime.room import RECLAIM_WITHIN
 from shmexec.runtime.tables import Tables
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
-from shmexec.wire.messages import Kind, MalformedMessage, Message
+from shmexec.wire.messages import Kind, MalformedMessage, Message, decode
 
 _SMALLEST_GRANT = 16 << 20
 
@@ -89,6 +89,13 @@ class Quotas:
         """A worker has ended: it wants nothing."""
         self.wanting = [want for want in self.wanting if want.handle is not handle]
 
+    def mend(self) -> None:
+        """An interrupt may have struck as one was answered: what was said is said."""
+        for want in self.wanting[:]:
+            data = want.handle.sender.doing
+            if data is not None and decode(data).kind is Kind.GRANT:
+                self.wanting.remove(want)
+
     def next_due(self) -> float | None:
         """When somebody has waited for long enough."""
         return min((want.until for want in self.wanting), default=None)
@@ -98,9 +105,9 @@ class Quotas:
         for want in self.wanting[:]:
             arena = want.handle.arena
             if not want.result:
-                self.wanting.remove(want)
                 spare = self._host.grant_spare(arena, want.needed)
                 self._grant(want, want.needed if spare else 0)
+                self.wanting.remove(want)
                 continue
             granted = self._try_grant(want)
             # Results of its own that were dropped since it was told last.
@@ -110,8 +117,8 @@ class Quotas:
                 if self.reclaim() and now() < want.until:
                     continue
                 granted = self._lend(want)
-            self.wanting.remove(want)
             self._grant(want, granted, again=freed)
+            self.wanting.remove(want)
 
     def _lend(self, want: _Want) -> int:
         """Give what busy workers have and do not need; past the limit, if nothing helps."""
@@ -162,9 +169,9 @@ class Quotas:
             ):
                 handle.arena.freed = 0  # before: rather too much than too little
                 handle.flush_frees()
-                handle.trimming = True
-                handle.trim_until = now() + RECLAIM_WITHIN
                 self._tell(handle, Message(Kind.TRIM))
+                handle.trim_until = now() + RECLAIM_WITHIN
+                handle.trimming = True
             # One that is stopped never answers: nobody waits for it any longer.
             asked = asked or (idle and handle.trimming and now() < handle.trim_until)
         return asked

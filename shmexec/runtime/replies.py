@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from shmexec.memory.views import Loan, view_of
 from shmexec.runtime import reports
 from shmexec.runtime.calls import Outcome, PackedCall, traceback_of
 from shmexec.runtime.guard import Guard
@@ -20,9 +22,10 @@ from shmexec.runtime.leading import Poller
 from shmexec.runtime.outputs import Outputs
 from shmexec.runtime.quotas import Quotas
 from shmexec.runtime.tables import Tables
-from shmexec.runtime.workers import WorkerHandle
+from shmexec.runtime.workers import NOTHING, WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.scheduler.entities import Call as CallRecord, Worker as WorkerRecord
+from shmexec.wire.channel import Framer
 from shmexec.wire.messages import (
     LARGEST,
     Kind,
@@ -56,7 +59,8 @@ class Replies:
         outputs: What was printed before a reply is read before that is handled.
         poller: Watches the sockets; one that has ended is watched no more.
         numbers: Numbers of calls, of which items of streams take some.
-        handle: Tells the scheduler of an event, and does what it says.
+        handle: Tells the scheduler of an event, and does what it says; before that,
+            what it is given besides.
         remark: Has the program warned of something that no call can tell.
         guard: Looks at workers as they become idle.
     """
@@ -68,7 +72,7 @@ class Replies:
         outputs: Outputs,
         poller: Poller,
         numbers: Iterator[int],
-        handle: Callable[[r.Event], None],
+        handle: Callable[..., None],
         remark: Callable[[Warning], None],
         guard: Guard,
     ) -> None:
@@ -87,6 +91,8 @@ class Replies:
         self._remark = remark
         self._guard = guard
         self.inbox: deque[tuple[WorkerHandle, bytes]] = deque()
+        self._begun: bytes | None = None  # the message that was handled last
+        self._doubtful: bytes | None = None  # one that is handled for the second time
         self.refused = False
         """Whether the initializer raised."""
 
@@ -120,26 +126,68 @@ class Replies:
         """Handle what was read."""
         inbox = self.inbox
         while inbox:
-            handle, data = inbox[0]
-            try:
-                if handle.distrusted:
-                    pass  # what it says after that is not listened to
-                elif not data:
-                    handle.mute = not handle.killed
-                    self._handle(r.WorkerMute(handle.number))
-                elif handle.framer is None:
-                    self._on_message(handle, decode(data))
-                else:
-                    for each in handle.framer.feed(data):
-                        self._on_message(handle, decode(each))
-            except (MalformedMessage, r.IllegalEvent, ValueError) as error:
-                # Its memory is not to be trusted any more; its call fails with it.
-                strange = isinstance(error, MalformedMessage)
-                handle.distrusted = (
-                    str(error) if strange else f"what it may not: {error}"
-                )
-                handle.kill()
-            inbox.popleft()
+            entry = inbox[0]
+            handle, data = entry
+            if not data:
+                handle.mute = not handle.killed
+                self._handle(r.WorkerMute(handle.number))
+            elif handle.framer is None:
+                self._on_data(handle, data)
+            else:
+                self._on_chunk(handle, handle.framer, data)
+            if inbox and inbox[0] is entry:
+                inbox.popleft()
+
+    def _on_chunk(self, handle: WorkerHandle, framer: Framer, data: bytes) -> None:
+        """What a stream socket gave, which may end in the middle of a message."""
+        if handle.chunk is None or handle.chunk[0] is not data:
+            handle.chunk = (data, *framer.split(data))
+        _, messages, rest, error = handle.chunk
+        while messages:
+            message = messages[0]
+            self._on_data(handle, message)
+            if messages and messages[0] is message:
+                messages.pop(0)
+        if error is not None:
+            self._distrust(handle, error)
+        framer.rest = rest
+        handle.chunk = None
+
+    def _on_data(self, handle: WorkerHandle, data: bytes) -> None:
+        """One message."""
+        if handle.distrusted:
+            return  # what it says after that is not listened to
+        self._begun = data
+        try:
+            self._on_message(handle, decode(data))
+        except (MalformedMessage, r.IllegalEvent, ValueError) as error:
+            if data is not self._doubtful:
+                self._distrust(handle, error)
+        handle.accepting = NOTHING
+
+    def _distrust(self, handle: WorkerHandle, error: Exception) -> None:
+        """Its memory is not to be trusted any more; its call fails with it."""
+        strange = isinstance(error, MalformedMessage)
+        handle.distrusted = str(error) if strange else f"what it may not: {error}"
+        handle.kill()
+
+    def _done(self) -> None:
+        """Done with a message but for what the scheduler has decided.
+
+        Once workers were told of that, it must not be handled again.
+        """
+        handle, _ = self.inbox[0]
+        if handle.chunk is None:
+            self.inbox.popleft()
+        else:
+            handle.chunk[1].pop(0)
+
+    def mend(self) -> None:
+        """An interrupt may have struck as a message was handled; it will be again.
+
+        What it says may be known by then: that is no fault of the worker's.
+        """
+        self._doubtful = self._begun
 
     def _on_message(self, handle: WorkerHandle, message: Message) -> None:
         kind = message.kind
@@ -155,7 +203,8 @@ class Replies:
             handle.note_figures(message)
             self._outputs.drain(handle.output)
             results = decode_results(message.payload)
-            self._on_results(handle, results, ended=bool(message.request))
+            ended = bool(message.request)
+            self._on_results(handle, results, ended=ended, done=self._done)
         elif kind is Kind.LOG:
             self._outputs.take_record(handle.output, message.payload)
         elif kind is Kind.READY:
@@ -163,7 +212,7 @@ class Replies:
             event = r.WorkerBegan if message.request else r.WorkerReady
             if event is r.WorkerReady:
                 self._guard.ready(handle)
-            self._handle(event(handle.number))
+            self._handle(event(handle.number), self._done)
         elif kind is Kind.REFUSED:
             self._outputs.drain(handle.output)
             self._on_refused(handle, message)
@@ -175,7 +224,7 @@ class Replies:
         reason = f"{what} failed: {message.payload.decode(errors='replace')}"
         before, self.refused = self.refused, True
         try:
-            self._handle(r.WorkerRefused(handle.number, reason))
+            self._handle(r.WorkerRefused(handle.number, reason), self._done)
         except r.IllegalEvent:
             self.refused = before
             raise
@@ -203,24 +252,23 @@ class Replies:
         call = self._calls.get(number)
         state, worker = self._running(handle, message)
         payload, views = self._received(handle, message, call)
-        handle.request = 0
         after = self._outputs.drain(handle.output)
-        warning, handle.warning = handle.warning, ""
         if call is not None and not state.stopping:
             # Noted before it is forgotten: an interrupt in between loses nothing.
             self._outcomes[number] = Outcome(
-                call, kind, payload, views, None, False, warning, after
+                call, kind, payload, views, None, False, handle.warning, after
             )
             self._tables.forget(call.number)
         elif call is not None and kind is Kind.ERROR and worker.flight:
             call.stack = traceback_of(payload, views)
+        handle.note_reply(number)
         if handle.look_after:
             self._guard.call_ended(handle)
         ok, seconds = kind is Kind.RESULT, message.seconds
+        event: r.Event = r.Finished(number, handle.number, ok, seconds)
         if number in worker.pack:
-            self._handle(r.PackReplied(handle.number, ((number, ok, seconds),), False))
-        else:
-            self._handle(r.Finished(number, handle.number, ok, seconds))
+            event = r.PackReplied(handle.number, ((number, ok, seconds),), False)
+        self._handle(event, self._done)
 
     def _on_item(self, handle: WorkerHandle, message: Message) -> None:
         number = message.request
@@ -232,9 +280,15 @@ class Replies:
         payload, views = self._received(handle, message, call)
         if call is None or call.items is None or state.stopping:
             return  # nobody wants it: with its views end its leases
-        future, following = call.future, call.future.make_next()
-        call.items.append(following)
-        call.future = following
+        if call.noted[0] is not self._begun:
+            call.noted = (self._begun, call.future)
+        future = call.noted[1]
+        assert future is not None
+        # Once each, also if an interrupt has this done again.
+        if call.items[-1] is future:
+            call.items.append(future.make_next())
+        if call.future is future:
+            call.future = call.items[-1]
         after = self._outputs.drain(handle.output)
         self._outcomes[next(self._numbers)] = Outcome(
             call, Kind.RESULT, payload, views, after=after, item=future
@@ -264,33 +318,41 @@ class Replies:
         sealed = call is not None and call.sealed and message.kind is not Kind.ERROR
         views: tuple[Any, ...] = ()
         if refs:
-            views = tuple([self._accept(handle, ref, sealed=sealed) for ref in refs])
+            loans = self._accept(handle, refs)
+            views = tuple(loans if sealed else map(_mapped, loans))
         handle.note_figures(message)
         handle.arena.kept = 0
         if message.spilled:
             return views[-1], views[:-1]
         return message.payload, views
 
-    def _accept(self, handle: WorkerHandle, ref: Ref, *, sealed: bool) -> Any:
-        lease, place = ref.lease, (ref.arena, ref.offset, ref.nbytes)
+    def _accept(self, handle: WorkerHandle, refs: Sequence[Ref]) -> list[Loan]:
+        """Take over what a reply refers to; the same if an interrupt has it done again."""
         host = self._host
-        if lease:  # an argument that comes back
-            host.take_back(handle.holder, lease, place)
-        elif ref.arena != handle.arena.id:
-            msg = f"a result in arena {ref.arena}, not the worker's own"
-            raise MalformedMessage(msg)
-        else:
-            lease = host.accept(handle.arena, ref.offset, ref.nbytes)
-        try:
-            return (host.result_loan if sealed else host.result_view)(place, lease)
-        except OSError as error:  # it has no pages, and there are none to be had
-            msg = f"a result at {place}, which cannot be mapped: {error}"
-            raise MalformedMessage(msg) from error
+        if handle.accepting[0] is not self._begun:
+            loans = [host.loan(ref.arena, ref.offset, ref.nbytes) for ref in refs]
+            handle.accepting = self._begun, loans
+        for ref, loan in zip(refs, handle.accepting[1], strict=True):
+            if loan.lease and host.is_leased(loan):
+                continue
+            if ref.lease:  # an argument that comes back
+                host.take_back(handle.holder, ref.lease, loan)
+            elif ref.arena != handle.arena.id:
+                msg = f"a result in arena {ref.arena}, not the worker's own"
+                raise MalformedMessage(msg)
+            else:
+                host.accept(handle.arena, loan)
+        return handle.accepting[1]
 
     # -- packs -------------------------------------------------------------------------
 
     def _on_results(
-        self, handle: WorkerHandle, results: Sequence[PackedResult], *, ended: bool
+        self,
+        handle: WorkerHandle,
+        results: Sequence[PackedResult],
+        *,
+        ended: bool,
+        done: Callable[[], None] | None = None,
     ) -> None:
         """Results of packed calls; some of them may have been taken from the log."""
         worker = self._machine.workers.get(handle.number)
@@ -306,10 +368,13 @@ class Replies:
                 self._outcomes[number] = Outcome(call, kind, payload, after=after)
                 self._tables.forget(number)
             came[number] = number, kind is Kind.RESULT, seconds
+        if ended:
+            handle.pack = ()
         if ended and handle.look_after and worker is not None:
             self._guard.call_ended(handle)
         if came or ended:
-            self._handle(r.PackReplied(handle.number, tuple(came.values()), ended))
+            event = r.PackReplied(handle.number, tuple(came.values()), ended)
+            self._handle(event, done)
 
     def look(self, number: int) -> None:
         """See how far a worker came with a pack whose deadline has passed.
@@ -331,7 +396,7 @@ class Replies:
             return  # it has ended meanwhile; what was read tells nothing of the next one
         self._outputs.drain(handle.output)
         self._on_results(handle, handle.logged(begun), ended=False)
-        self._handle(r.PackExpired(number, begun))
+        self._handle(r.PackExpired(number, begun), partial(handle.keep, worker.pack))
 
     # -- the end of a worker -----------------------------------------------------------
 
@@ -352,4 +417,14 @@ class Replies:
                 reason = f"{reason}\n{handle.fault_text()}"
             if worker.packed:
                 self._on_results(handle, handle.logged(begun), ended=False)
-            self._handle(r.WorkerDead(handle.number, reason, not_begun, begun))
+            event = r.WorkerDead(handle.number, reason, not_begun, begun)
+            self._handle(event, handle.keep)
+
+
+def _mapped(loan: Loan) -> Any:
+    try:
+        return view_of(loan)
+    except OSError as error:  # it has no pages, and there are none to be had
+        place = (loan.arena, loan.offset, loan.nbytes)
+        msg = f"a result at {place}, which cannot be mapped: {error}"
+        raise MalformedMessage(msg) from error

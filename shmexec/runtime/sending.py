@@ -16,7 +16,6 @@ from shmexec.runtime.tables import Tables
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler import records as r
 from shmexec.wire.messages import (
-    LEASES_AT_MOST,
     Kind,
     Message,
     Ref,
@@ -57,13 +56,13 @@ class Sending:
             return
         if call.closed:
             # A stream that came back from a worker which died before it began.
-            self._never_begins(call, handle)
             self._tables.outcomes[call.number] = Outcome(call, None, cancelled=True)
+            self._never_begins(call, handle)
             return
         error = self._give_arenas(call, handle)
         if error is not None:
-            self._never_begins(call, handle)
             self._tables.outcomes[call.number] = Outcome(call, None, error=error)
+            self._never_begins(call, handle)
             return
         self._send_call(call, handle, call.number)
 
@@ -111,13 +110,14 @@ class Sending:
                     Ref(host.lease(key, handle.holder), key[0], offset, nbytes, mode)
                     for key, offset, nbytes, mode in call.arguments
                 )
+                handle.leased = refs
             if faultpoints.hook is not None:
                 faultpoints.hook("parent.leased", handle)
-        handle.request = request
         number = handle.number
         key, payload = function.key, call.payload
+        frees: tuple[int, ...] = ()
         if refs or handle.arena.frees:
-            frees = handle.take_frees(LEASES_AT_MOST)
+            frees = handle.frees()
             spilled = call.spilled
             data = encode(
                 Message(
@@ -137,9 +137,15 @@ class Sending:
             data = encode_plain(
                 Kind.CALL, request, number, call.credit, 0.0, key, payload
             )
-        sent = handle.sender.send(data)
-        if not sent:
+        sender = handle.sender
+        # First what is to be sent, then that it was: see `WorkerHandle.mend`.
+        sender.doing = data
+        handle.leased = ()
+        handle.note_sent(request, frees)
+        if not sender.go():
             self._watch(handle)
+        if frees:
+            handle.freed(frees)
 
     def send_pack(self, command: r.SendPack) -> None:
         """Send several calls of one function in one message."""
@@ -160,13 +166,12 @@ class Sending:
             self._tell_later(r.PackReplied(handle.number, dropped, ended))
         if function is None:
             return
-        handle.pack = tuple([number for number, _ in entries])
         if function.pickled:
             handle.send_function(function)
         if self._host.returns.ended:
             self._host.settle()
-        self.tell(
-            handle,
+        frees = handle.frees()
+        data = encode(
             Message(
                 Kind.PACK,
                 0,
@@ -174,11 +179,17 @@ class Sending:
                 0,
                 command.deadline,
                 (),
-                handle.take_frees(LEASES_AT_MOST),
+                frees,
                 function.key,
                 pickle.dumps(entries, 5),
-            ),
+            )
         )
+        handle.sender.doing = data
+        handle.pack = tuple([number for number, _ in entries])
+        handle.freeing = frees
+        if not handle.sender.go():
+            self._watch(handle)
+        handle.freed(frees)
 
     # -- the rest ----------------------------------------------------------------------
 
@@ -190,7 +201,7 @@ class Sending:
         handle = self._workers[call.worker.id]
         if self._host.returns.ended:
             self._host.settle()  # items that were dropped make room for others
-        frees = handle.take_frees(LEASES_AT_MOST)
+        frees = handle.frees()
         self.tell(handle, Message(Kind.CREDIT, number, number=credit, leases=frees))
 
     def interrupt(self, command: r.Interrupt) -> None:
@@ -205,8 +216,8 @@ class Sending:
 
     def ask_to_end(self, handle: WorkerHandle) -> None:
         """The same, of one that may not be in the tables yet."""
-        handle.asked = True
         self.tell(handle, Message(Kind.EXIT))
+        handle.asked = True
 
     def tell(self, handle: WorkerHandle, message: Message) -> None:
         """Send a worker a message."""
@@ -219,6 +230,12 @@ class Sending:
         descriptor = handle.sender.sock.fileno()
         self._full[descriptor] = handle
         self._poller.add(descriptor, WRITE)
+
+    def mend(self, handle: WorkerHandle) -> None:
+        """An interrupt may have struck as something was sent: have it go out."""
+        handle.mend()
+        if not handle.sender.flush():
+            self._watch(handle)
 
     def go_on(self, descriptor: int, event: int) -> None:
         """A socket takes more, or never will."""

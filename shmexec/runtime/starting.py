@@ -41,6 +41,8 @@ class Starting:
         self._sending = sending
         self.due: deque[int] = deque()
         """Numbers of workers that are to be started; looked at without the lock."""
+        self.under_way: set[int] = set()
+        """Those that somebody starts just now."""
         self._initializer: PackedCall | None = None
         self._inherited: Inherited | None = None
         if self._options.initializer is not None:
@@ -63,13 +65,14 @@ class Starting:
         self.due.append(command.worker)
 
     def take(self) -> int | None:
-        """The next one to start, None if there is none any more; without the lock."""
+        """The next one to start, None if there is none any more."""
         while self.due:
-            try:
-                number = self.due.popleft()
-            except IndexError:  # another thread was quicker
-                break
-            if number in self._tables.machine.workers:
+            number = self.due[0]
+            wanted = number in self._tables.machine.workers
+            if wanted:
+                self.under_way.add(number)
+            self.due.popleft()
+            if wanted:
                 return number
         return None
 

@@ -45,6 +45,7 @@ class Stream(Closing, Iterator[T], AsyncIterator[T], Generic[T]):
     def __init__(
         self, pool: Pool, call: int, items: deque[Future[Any]], buffersize: int
     ) -> None:
+        self._ended = True  # an interrupt in here has it closed by who makes it
         self._pool = pool
         self._call = call
         self._items = items

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import signal
 import socket
 import sys
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 
 from shmexec.memory import native
 from shmexec.memory.host import Host
 from shmexec.memory.remains import Remains
+from shmexec.memory.views import Loan
 from shmexec.options import Options
 from shmexec.runtime import lifecycle
 from shmexec.runtime.faultlog import FaultLog
@@ -26,17 +29,26 @@ from shmexec.runtime.processes import WorkerProcess
 from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
 from shmexec.wire.functions import KEPT_AT_MOST, FunctionRef, is_digest
 from shmexec.wire.messages import (
+    LEASES_AT_MOST,
     Kind,
     MalformedMessage,
     Message,
     PackedResult,
+    Ref,
+    decode,
     decode_counts,
     encode,
-    in_batches,
 )
 from shmexec.wire.objects import SharedObject
 from shmexec.worker.setup import Inherited, PassedDescriptor, WorkerConfig
 from shmexec.worker.stacks import INTERRUPT
+
+_FREEING = frozenset({Kind.CALL, Kind.PACK, Kind.CREDIT, Kind.FREE})
+"""Messages whose leases are results that the worker may free."""
+
+
+NOTHING: tuple[bytes | None, list[Loan]] = (None, [])
+"""Of no message."""
 
 
 class WorkerHandle:
@@ -45,7 +57,11 @@ class WorkerHandle:
     Attributes:
         number: The worker's number, its generation in messages.
         request: The call it was sent last, 0 after its reply.
-        pack: Or the calls, in their order.
+        pack: Or the calls, in their order, until the pack has ended.
+        flight: Or the calls that share it, until their replies.
+        accepting: The message that is handled, and what of its results was taken over.
+        chunk: What a stream socket gave, the messages of it that are not handled yet, the
+            rest, and what is wrong with that.
         warning: To be given with the result of that call.
         asked: Whether it was asked to end.
         killed: Whether it was killed by this program.
@@ -70,6 +86,14 @@ class WorkerHandle:
         self.holder = ("worker", id(self), number)
         self.request = 0
         self.pack: tuple[int, ...] = ()
+        self.flight: dict[int, None] = {}
+        self.freeing: tuple[int, ...] = ()  # frees that are just being told of
+        self.leased: tuple[Ref, ...] = ()  # for a call that is just being sent
+        self.slots = options.actor.slots if options.actor is not None else 1
+        self.accepting = NOTHING
+        self.chunk: tuple[bytes, list[bytes], bytes, MalformedMessage | None] | None = (
+            None
+        )
         self.trimming = False
         self.trim_until = 0.0
         self.footprint = Footprint()
@@ -87,6 +111,7 @@ class WorkerHandle:
         self._objects_gone: deque[bytes] = deque()
         packets = options.segment == "memfd" and sys.platform == "linux"
         self._closed = False
+        self._remains: Remains | None = None
         self._lifeline = -1
         self.log: FaultLog | None = None
         self._sockets: list[socket.socket] = []
@@ -194,7 +219,7 @@ class WorkerHandle:
             has_initializer=options.initializer is not None,
             has_start_limit=options.actor is not None
             and options.actor.start_timeout is not None,
-            slots=options.actor.slots if options.actor is not None else 1,
+            slots=self.slots,
             inherited=inherited,
             env=dict(os.environ),
             extra_env=options.worker_env,
@@ -218,7 +243,69 @@ class WorkerHandle:
         """Send a message, with the results to be freed as they fit."""
         if message.generation != self.number:
             message = message._replace(generation=self.number)
-        return self.sender.send(encode(message))
+        return self.go(
+            encode(message), message.leases if message.kind in _FREEING else ()
+        )
+
+    def go(self, data: bytes, frees: tuple[int, ...] = ()) -> bool:
+        """Send an encoded message that tells of so many :meth:`frees`."""
+        sender = self.sender
+        # In this order: see `mend`.
+        sender.doing = data
+        self.freeing = frees
+        whole = sender.go()
+        if frees:
+            self.freed(frees)
+        return whole
+
+    def note_sent(self, request: int, frees: tuple[int, ...]) -> None:
+        """A call is just being sent, with such frees: it is the sender's already."""
+        self.request = request
+        self.freeing = frees
+        if self.slots > 1:
+            self.flight[request] = None
+
+    def note_reply(self, call: int) -> None:
+        """It has replied to that call."""
+        self.request = 0
+        self.warning = ""
+        self.flight.pop(call, None)
+
+    def keep(self, calls: Collection[int] = ()) -> None:
+        """Of what it was sent these are left; all that came behind them goes elsewhere."""
+        pack = self.pack
+        while pack and pack[-1] not in calls:
+            pack = pack[:-1]
+        self.pack = pack
+        if not calls:
+            self.request = 0
+            self.flight.clear()
+
+    @property
+    def sent(self) -> tuple[int, ...]:
+        """Calls that it was sent; it may have replied to some."""
+        if self.slots > 1:
+            return tuple(self.flight)
+        return self.pack or ((self.request,) if self.request else ())
+
+    def mend(self) -> None:
+        """An interrupt may have struck as something was sent: do the rest of it."""
+        data = self.sender.doing
+        if data is not None:
+            # It will be sent: note what its sender would have.
+            message = decode(data)
+            frees = message.leases if message.kind in _FREEING else ()
+            if message.kind is Kind.CALL:
+                self.leased = ()
+                self.note_sent(message.request, frees)
+            elif message.kind is Kind.PACK:
+                self.pack = tuple(number for number, _ in pickle.loads(message.payload))
+            self.freeing = frees
+        self.sender.mend()
+        self.freed(self.freeing)
+        # Leases for a call that it was not sent.
+        self.host.release([ref.lease for ref in self.leased])
+        self.leased = ()
 
     def send_function(self, function: FunctionRef) -> None:
         """Make the worker know a function; nothing to do if it does."""
@@ -227,11 +314,13 @@ class WorkerHandle:
         if function.key in self._known:
             self._known.move_to_end(function.key)
             return
-        self._known[function.key] = None
+        # Told first, then noted: an interrupt in between has it told twice, not never.
         self.send(Message(Kind.DEFINE, key=function.key, payload=function.pickled))
+        self._known[function.key] = None
         if len(self._known) > KEPT_AT_MOST:
-            oldest, _ = self._known.popitem(last=False)
+            oldest = next(iter(self._known))
             self.send(Message(Kind.DEFINE, key=oldest))
+            del self._known[oldest]
 
     def send_arena(self, arena: int) -> None:
         """Give the worker the memory of another one, before a call that refers to it.
@@ -249,8 +338,8 @@ class WorkerHandle:
             send_descriptor(self._arenas, arena, segment.descriptor)
         except ConnectionError:
             return
-        self.arena.visited.add(arena)
         self.send(Message(Kind.ARENA, arena, number=segment.size))
+        self.arena.visited.add(arena)
 
     def note_objects(self, objects: Sequence[SharedObject]) -> None:
         """A call that needs these is sent next: the worker keeps them from then on.
@@ -268,30 +357,42 @@ class WorkerHandle:
         """Have the worker forget the shared objects that no call can need any more."""
         gone = self._objects_gone
         while gone:
-            key = gone.popleft()
-            del self._objects[key]
+            key = gone[0]
+            self._objects.pop(key, None)
             self.send(Message(Kind.DEFINE, key=key))
+            gone.popleft()
 
-    def take_frees(self, at_most: int) -> tuple[int, ...]:
-        """Offsets of results that are no longer used, to be told to the worker."""
+    def frees(self) -> tuple[int, ...]:
+        """Offsets of results that are no longer used, as many as fit in a message.
+
+        When it is sent they are to be :meth:`freed`.
+        """
+        return tuple(islice(self.arena.frees, LEASES_AT_MOST))
+
+    def freed(self, offsets: tuple[int, ...]) -> None:
+        """The worker has been told of these, in a message."""
         frees = self.arena.frees
-        return tuple(frees.popleft() for _ in range(min(at_most, len(frees))))
+        for offset in offsets:
+            # Not so where an interrupt struck, and it was done already.
+            if frees and frees[0] == offset:
+                frees.popleft()
+        self.freeing = ()
 
     def flush_frees(self) -> None:
         """Tell the worker at once which results and arenas are no longer used."""
         self.send_gone()
         self.forget_objects()
-        frees = self.arena.frees
-        if frees:
-            for offsets in in_batches(self.take_frees(len(frees))):
-                self.send(Message(Kind.FREE, leases=offsets))
+        while offsets := self.frees():
+            self.send(Message(Kind.FREE, leases=offsets))
 
     def send_gone(self) -> None:
         """Tell the worker which arenas of others are gone, so that it unmaps them."""
         gone = self.arena.gone
-        if gone:
-            for arenas in in_batches([gone.popleft() for _ in range(len(gone))]):
-                self.send(Message(Kind.FORGET, leases=arenas))
+        while gone:
+            arenas = tuple(islice(gone, LEASES_AT_MOST))
+            self.send(Message(Kind.FORGET, leases=arenas))
+            for _ in arenas:
+                gone.popleft()
 
     def note_figures(self, message: Message) -> None:
         """Take the worker's own counts from a reply.
@@ -348,11 +449,13 @@ class WorkerHandle:
         """Give everything back, once it is reaped, but for what may wait."""
         if self._closed:
             return None
-        self._closed = True
-        remains = self.host.bury(self.arena, self.holder)
+        self.accepting = NOTHING
+        # Kept until the end: an interrupt may have this done again.
+        self._remains = self.host.bury(self.arena, self.holder) or self._remains
         self.process.close()
         self._close_pipes()
-        return remains
+        self._closed = True
+        return self._remains
 
     def _close_pipes(self) -> None:
         self.output.close()

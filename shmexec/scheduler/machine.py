@@ -22,6 +22,7 @@ from shmexec.scheduler.crew import Crew
 from shmexec.scheduler.entities import Call, Worker
 from shmexec.scheduler.packs import Packs
 from shmexec.scheduler.records import CallState, Command, Event, WorkerState
+from shmexec.scheduler.recovery import Recovery, Truth
 from shmexec.scheduler.slots import Slots
 from shmexec.scheduler.state import State
 from shmexec.scheduler.waiting import place_of, priority_of
@@ -71,6 +72,7 @@ class Machine:
         self._slots = Slots(self._state)
         self._crew = Crew(self._state, max_restarts, start_timeout)
         self._weight = Weight(self._state, self._slots, limits)
+        self._recovery = Recovery(self._state, self._packs, self._slots, max_calls)
         self.calls: Mapping[int, Call] = self._state.calls
         self.workers: Mapping[int, Worker] = self._state.workers
         self.counts: Mapping[CallState, int] = self._state.counts
@@ -99,6 +101,19 @@ class Machine:
             IllegalEvent: If it cannot happen now; nothing was changed.
         """
         return self._handlers[type(event)](event, now)
+
+    def recover(self, truth: Truth, now: float) -> list[Command]:
+        """An interrupt has struck in :meth:`handle`: go by what is known for sure."""
+        commands = self._recovery.recover(truth, now)
+        return [*commands, *self._dispatch(now), *self._maybe_finish(now)]
+
+    def failed(self, call: int) -> r.Fail | None:
+        """Why a call that is not known any more has failed, if that was to be told."""
+        return self._state.failed.get(call)
+
+    def told(self, call: int) -> None:
+        """It was."""
+        self._state.failed.pop(call, None)
 
     # -- calls -----------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ class State:
         self.counts = dict.fromkeys(
             (CallState.DONE, CallState.FAILED, CallState.CANCELLED), 0
         )
+        self.failed: dict[int, r.Fail] = {}  # of calls that nobody was told of yet
         self.starting = 0
         self.draining = 0
         self.mute: set[int] = set()  # workers that cannot reply any more
@@ -148,8 +149,10 @@ class State:
             # Why it did: of what ends no more than that is kept.
             by = worker.id if worker else None
             call.note((now, state, by, f"{why}: {detail}" if detail else why))
+        failed = r.Fail(call.id, why, worker.id if worker else None, detail)
+        self.failed[call.id] = failed  # an interrupt may keep it from being told
         self.move(call, state, now, worker)
-        return r.Fail(call.id, why, worker.id if worker else None, detail)
+        return failed
 
     def fail_broken(self, call: Call, now: float) -> r.Fail:
         """End a call since the pool is broken."""

@@ -122,6 +122,12 @@ class Waiting:
         self._left = 0
         self.pinned.clear()
 
+    def fill(self, calls: list[Call]) -> None:
+        """These are all that wait."""
+        self.clear()
+        for call in calls:
+            self.add(call)
+
     def abandon(self, worker: int) -> list[Call]:
         """Calls that waited for a worker which is gone."""
         return [self._calls[number] for number in self.pinned.pop(worker, ())]

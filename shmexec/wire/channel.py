@@ -37,10 +37,11 @@ def framed(data: bytes) -> bytes:
 class Framer:
     """Splits a stream into messages. Pure: bytes in, messages out."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("rest",)
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self.rest = b""
+        """What came of a message that is not complete."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The messages that are complete with these bytes, those before an error, too.
@@ -48,25 +49,33 @@ class Framer:
         Raises:
             MalformedMessage: If something is no message, or larger than any can be.
         """
-        buffer = self._buffer
-        buffer += data
-        while buffer:
-            start = bytes(buffer[: len(_START)])
+        messages, self.rest, error = self.split(data)
+        yield from messages
+        if error is not None:
+            raise error
+
+    def split(self, data: bytes) -> tuple[list[bytes], bytes, MalformedMessage | None]:
+        """The same, with what is :attr:`rest` then, and the error; changes nothing."""
+        data = self.rest + data if self.rest else data
+        messages, at, error = [], 0, None
+        while at < len(data):
+            start = data[at : at + len(_START)]
             if not _START.startswith(start):
-                msg = f"{start!r} where a message is to start"
-                raise MalformedMessage(msg)
-            if len(buffer) < _HEAD.size:
+                error = MalformedMessage(f"{start!r} where a message is to start")
                 break
-            _, length = _HEAD.unpack_from(buffer)
+            if len(data) - at < _HEAD.size:
+                break
+            _, length = _HEAD.unpack_from(data, at)
             if length > LARGEST:
                 msg = f"the head of a message of {length} bytes, larger than any can be"
-                raise MalformedMessage(msg)
-            end = _HEAD.size + length
-            if len(buffer) < end:
+                error = MalformedMessage(msg)
                 break
-            message = bytes(buffer[_HEAD.size : end])
-            del buffer[:end]
-            yield message
+            end = at + _HEAD.size + length
+            if len(data) < end:
+                break
+            messages.append(data[at + _HEAD.size : end])
+            at = end
+        return messages, data[at:], error
 
 
 class Sender:
@@ -74,14 +83,21 @@ class Sender:
 
     A stopped worker does not read; its messages wait in ``backlog`` until the socket
     is writable again or the worker is dead.
+
+    From the moment a message is in ``doing`` it will be sent once, also if an interrupt
+    strikes: :meth:`mend` then goes on where that was.
     """
 
-    __slots__ = ("_packets", "backlog", "sock")
+    __slots__ = ("_packets", "_rest", "_taken", "backlog", "doing", "sock")
 
     def __init__(self, sock: socket.socket, *, packets: bool) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.backlog: deque[bytes] = deque()
+        self.doing: bytes | None = None
+        """A message that is being sent, as :meth:`go` finds it."""
+        self._taken: list[int] = []  # bytes that the socket took of the message or rest
+        self._rest: bytes | None = None
         self._packets = packets
 
     def send(self, data: bytes) -> bool:
@@ -90,33 +106,80 @@ class Sender:
         A closed peer is not an error here: its death is noticed by other means, and
         what it did not take is recovered then.
         """
+        self.doing = data
+        return self.go()
+
+    def go(self) -> bool:
+        """Send what is in ``doing``, which is not looked at before."""
+        data = self.doing
+        assert data is not None
+        taken = self._taken
+        if self.backlog:
+            self._keep(data if self._packets else framed(data))
+            return self.flush()
         if not self._packets:
             data = framed(data)
-        if self.backlog:
-            self.backlog.append(data)
-            return self.flush()
         try:
-            sent = self.sock.send(data)
+            # Sent and noted in one C call, so that an interrupt cannot fall between.
+            taken.extend(map(self.sock.send, (data,)))
         except (BlockingIOError, BrokenPipeError, ConnectionError):
-            sent = 0
-        if sent < len(data):
-            self.backlog.append(data[sent:])
+            self._keep(data)
             return False
+        if taken[0] < len(data):
+            self._keep(data[taken[0] :])
+            return False
+        self.doing = None
+        taken.clear()
         return True
+
+    def _keep(self, rest: bytes) -> None:
+        self._rest = rest
+        self.backlog.append(rest)
+        self.doing = None
+        self._taken.clear()
+        self._rest = None
 
     def flush(self) -> bool:
         """Send what was kept; whether nothing is left."""
-        while self.backlog:
-            data = self.backlog[0]
+        backlog = self.backlog
+        while backlog:
+            data = self._rest = backlog[0]
             try:
-                sent = self.sock.send(data)
+                self._taken.extend(map(self.sock.send, (data,)))
             except (BlockingIOError, BrokenPipeError, ConnectionError):
+                self._rest = None
                 return False
-            if sent < len(data):
-                self.backlog[0] = data[sent:]
+            whole = self._taken[0] == len(data)
+            self._advance()
+            if not whole:
                 return False
-            self.backlog.popleft()
         return True
+
+    def _advance(self) -> None:
+        """The socket took something of the first message that was kept."""
+        backlog, taken, data = self.backlog, self._taken, self._rest
+        if taken and data is not None and backlog and backlog[0] is data:
+            if taken[0] < len(data):
+                backlog[0] = data[taken[0] :]
+            else:
+                backlog.popleft()
+        taken.clear()
+        self._rest = None
+
+    def mend(self) -> None:
+        """An interrupt may have struck in any of these: do the rest of it."""
+        data = self.doing
+        if data is None:
+            self._advance()
+            return
+        if not (self.backlog and self.backlog[-1] is self._rest):
+            if not self._packets:
+                data = framed(data)
+            sent = self._taken[0] if self._taken else 0
+            if sent < len(data):
+                self.backlog.append(data[sent:])
+        self.doing = self._rest = None
+        self._taken.clear()
 
 
 class Receiver:
