@@ -438,6 +438,7 @@ class Pool:
     def _mend(self) -> None:
         """An interrupt has left the state half changed."""
         self._events.clear()
+        self._to_look.clear()  # the next tick tells
         self._guard.arm()
         try:
             self._mending.mend()
