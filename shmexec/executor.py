@@ -237,10 +237,10 @@ class Executor(Calling, BaseExecutor):
         futures = self._pool.broadcast(fn, args, kwargs)
         try:
             return [future.result() for future in futures]
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             for future in futures:
                 future.cancel(running=True)
-            raise
+            raise interrupt.with_traceback(None) from None
 
     def resize(self, max_workers: int) -> None:
         """Change how many workers there may be; running calls are not disturbed."""

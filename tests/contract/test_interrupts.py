@@ -1,0 +1,404 @@
+"""Ctrl-C: what it stops, what it leaves alone, and that the pool survives it anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError, wait
+
+import numpy as np
+import pytest
+
+import shmexec
+from tests.contract import calls
+from tests.contract.models import Counter
+from tests.interrupts import Interrupter
+from tests.waiting import LONG, wait_until
+
+pytestmark = pytest.mark.one_kind
+
+PLACES = int(os.environ.get("SHMEXEC_TEST_INTERRUPTS", "12"))
+"""Places of each way at which it is interrupted in the default run."""
+
+
+WAITING = ("leading.py", "parts.py", "selectors.py", "futures/_base.py")
+"""Files of functions in which the main thread may wait."""
+
+
+def waits():
+    """Whether the main thread waits for a call."""
+    frame = sys._current_frames()[threading.main_thread().ident]
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(WAITING):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def press(after) -> threading.Thread:
+    """Ctrl-C, when something has happened and the main thread waits."""
+
+    def wait_and_press():
+        after()
+        wait_until(waits)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=wait_and_press)
+    thread.start()
+    return thread
+
+
+@contextlib.contextmanager
+def interrupted(after):
+    """A block that Ctrl-C ends; its traceback must be short."""
+    thread = press(after)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        yield
+    thread.join()
+    error = caught.value
+    assert error.__cause__ is None
+    assert error.__context__ is None or error.__suppress_context__
+    ours = [entry for entry in caught.traceback if "shmexec/" in str(entry.path)]
+    assert len([each for each in ours if "/tests/" not in str(each.path)]) <= 3
+
+
+def gone(pids):
+    return wait_until(lambda: not any(os.path.exists(f"/proc/{p}") for p in pids))
+
+
+# -- what it stops -----------------------------------------------------------------------
+
+
+def test_it_stops_the_call_that_is_waited_for(make_executor, gate, make_gate):
+    executor, other = make_executor(2), make_gate()
+    beside = executor.submit(calls.through, other, "right")
+    other.arrived()
+    future = executor.submit(calls.through, gate)
+    (pid,) = gate.arrived()
+    with interrupted(lambda: None):
+        future.result()
+    with pytest.raises(CancelledError):
+        future.result(LONG)
+    assert gone([pid])
+    other.open()
+    assert beside.result(LONG) == "right"
+    assert executor.submit(calls.add, 1, 2).result(LONG) == 3
+
+
+def test_waiting_for_calls_that_shall_go_on(make_executor, gate):
+    executor = make_executor(1)
+    future = executor.submit(calls.through, gate, "right")
+    gate.arrived()
+    with interrupted(lambda: None):
+        wait([future])
+    gate.open()
+    assert future.result(LONG) == "right"
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_it_stops_a_map(make_executor, gate, ordered):
+    executor = make_executor(2)
+    with interrupted(lambda: gate.arrived(2)):
+        list(executor.map(calls.through, [gate] * 50, ordered=ordered))
+    assert wait_until(lambda: not executor.stats().running + executor.stats().pending)
+    assert list(executor.map(calls.same, range(5))) == list(range(5))
+
+
+def test_it_stops_map_batches(make_executor, gate):
+    executor = make_executor(2)
+    rows = np.arange(64.0)
+
+    def stay(batch):
+        calls.through(gate)
+        return batch
+
+    with interrupted(lambda: gate.arrived(2)):
+        executor.map_batches(stay, rows, batch_size=1)
+    np.testing.assert_array_equal(executor.map_batches(np.sqrt, rows), np.sqrt(rows))
+
+
+def test_it_stops_a_stream(make_executor, gate):
+    executor = make_executor(1)
+
+    def items():
+        yield 1
+        calls.through(gate)
+
+    stream = executor.stream(items)
+    assert next(stream) == 1
+    with interrupted(gate.arrived):
+        next(stream)
+    assert list(stream) == []
+    assert executor.submit(calls.add, 1, 2).result(LONG) == 3
+
+
+def test_it_stops_a_broadcast_and_a_call_of_an_actor(make_executor, gate, make_gate):
+    executor = make_executor(2)
+    with interrupted(lambda: gate.arrived(2)):
+        executor.broadcast(calls.through, gate)
+    assert executor.broadcast(calls.add, 1, 2) == [3, 3]
+    with executor.actor(Counter) as node:
+        second = make_gate()
+        with interrupted(second.arrived):
+            node.wait(second).result()
+        assert node.add().result(LONG) == 1
+
+
+def test_it_stops_a_task(make_executor, gate):
+    executor = make_executor(1)
+
+    async def main():
+        await executor.asubmit(calls.through, gate)
+
+    thread = press(gate.arrived)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+    thread.join()
+    assert executor.submit(calls.add, 1, 2).result(LONG) == 3
+
+
+def test_it_cancels_an_item_of_a_batcher(make_executor, gate):
+    executor = make_executor(1)
+
+    def stay(batch):
+        calls.through(gate)
+        return batch
+
+    with executor.batcher(stay) as batched:
+        first = batched(np.array([4.0]))
+        gate.arrived()
+        second = batched(np.array([9.0]))
+        with interrupted(lambda: None):
+            second.result()
+        gate.open()
+        assert second.cancelled()
+        assert float(first.result(LONG)[0]) == 4.0
+
+
+# -- at the end ----------------------------------------------------------------------------
+
+SCRIPT = """
+import signal, sys, time
+import shmexec
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def stay(name):
+    print(name, flush=True)
+    time.sleep(1000)
+
+{body}
+"""
+
+
+class Program:
+    """A program in a group of its own, as a terminal has it."""
+
+    def __init__(self, body: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT.format(body=body)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def reads(self, line: str) -> None:
+        assert self.process.stdout.readline().strip() == line
+
+    def press(self) -> None:
+        """Ctrl-C: all processes of the group get it."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def ends(self) -> str:
+        """What it printed as errors; nothing else may be left of it."""
+        _, errors = self.process.communicate(timeout=2 * LONG)
+        with pytest.raises(ProcessLookupError):
+            wait_until(lambda: os.killpg(self.process.pid, 0))
+        return errors
+
+
+def test_a_second_press_ends_the_shutdown():
+    program = Program("""
+with shmexec.Executor(1) as ex:
+    left = ex.submit(stay, "runs")
+    more = [ex.submit(stay, "never") for _ in range(3)]
+    try:
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        print("first", flush=True)
+        sys.stdout.flush()
+""")
+    program.reads("runs")
+    program.press()
+    program.reads("first")
+    program.press()
+    errors = program.ends()
+    assert errors.count("Traceback") == 1, errors
+    assert errors.strip().endswith("KeyboardInterrupt")
+    assert program.process.returncode == -signal.SIGINT
+
+
+def test_and_the_end_of_a_program():
+    program = Program("""
+ex = shmexec.Executor(1)
+ex.submit(stay, "runs")
+ex.submit(stay, "never")
+""")
+    program.reads("runs")
+    program.press()
+    errors = program.ends()
+    assert errors.count("Traceback") == 1, errors
+
+
+def test_workers_print_nothing_also_as_they_start():
+    program = Program("""
+print("begins", flush=True)
+ex = shmexec.Executor(1, mp_context="spawn", initializer=stay, initargs=("starts",))
+try:
+    ex.submit(pow, 2, 2).result()
+except KeyboardInterrupt:
+    print("first", flush=True)
+    ex.shutdown()
+""")
+    program.reads("begins")
+    program.reads("starts")
+    program.press()
+    program.reads("first")
+    program.press()
+    errors = program.ends()
+    assert errors.count("Traceback") <= 2, errors
+    assert "worker" not in errors
+
+
+# -- anywhere ------------------------------------------------------------------------------
+
+
+def one(executor):
+    assert executor.submit(calls.add, 1, 2).result() == 3
+
+
+def several(executor):
+    futures = [executor.submit(calls.same, i) for i in range(5)]
+    assert [future.result() for future in futures] == list(range(5))
+
+
+def cancelled(executor):
+    futures = [executor.submit(calls.same, i) for i in range(4)]
+    for future in futures[1:]:
+        future.cancel()
+    futures[0].result()
+
+
+def streamed(executor):
+    assert list(executor.stream(range, 3)) == [0, 1, 2]
+
+
+def mapped(executor):
+    assert list(executor.map(calls.same, range(6), chunksize=2)) == list(range(6))
+
+
+WAYS = [one, several, cancelled, streamed, mapped]
+
+
+def strike_at(executor, way, places):
+    """Interrupt it at these places; the pool must be as good as new each time."""
+    for at in places:
+        others = [executor.submit(calls.same, i) for i in range(3)]
+        interrupter = Interrupter(at)
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupter.run(lambda: way(executor))
+        where = f"{at}: {interrupter.where}"
+        assert [future.result(LONG) for future in others] == [0, 1, 2], where
+        assert executor.submit(calls.add, 1, 2).result(LONG) == 3, where
+    pool = executor._pool
+
+    def nothing_is_left():
+        gc.collect()
+        stats = executor.stats()
+        return not stats.pending and not stats.running
+
+    assert wait_until(nothing_is_left)
+    with pool._lock, pool._whole:
+        pool._machine.validate()
+        assert not pool._calls
+
+
+def count(executor, way):
+    interrupter = Interrupter(0)
+    interrupter.run(lambda: way(executor))
+    return interrupter.seen
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interrupt_at_some_places(make_executor, way):
+    executor = make_executor(2)
+    executor.broadcast(calls.pid)
+    way(executor)
+    seen = count(executor, way)
+    chosen = random.Random(way.__name__).sample(range(1, seen + 1), min(PLACES, seen))
+    strike_at(executor, way, sorted(chosen))
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interrupt_at_every_place(make_executor, way):
+    executor = make_executor(2)
+    executor.broadcast(calls.pid)
+    way(executor)
+    strike_at(executor, way, range(1, count(executor, way) + 1))
+
+
+def interrupt_often(executor, presses, seed):
+    """Real signals into a loop of calls that take no time."""
+    number = random.Random(seed)
+    left = presses
+
+    def press_on():
+        nonlocal left
+        while left:
+            time.sleep(number.uniform(0.0005, 0.01))
+            left -= 1
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    kept = [executor.submit(calls.same, i) for i in range(20)]
+    presser = threading.Thread(target=press_on)
+    presser.start()
+    came = 0
+    while presser.is_alive():
+        try:
+            while presser.is_alive():
+                futures = [executor.submit(calls.same, i) for i in range(4)]
+                assert [future.result() for future in futures] == [0, 1, 2, 3]
+        except (KeyboardInterrupt, CancelledError):
+            came += 1
+    assert came
+    assert [future.result(LONG) for future in kept] == list(range(20))
+    assert executor.submit(calls.add, 1, 2).result(LONG) == 3
+
+
+def test_interrupts_by_the_dozen(make_executor):
+    interrupt_often(make_executor(2), 40, 1)
+
+
+@pytest.mark.stress
+def test_interrupts_by_the_hundred(make_executor):
+    interrupt_often(make_executor(2), 500, 2)
+
+
+def test_a_pool_that_was_interrupted_can_be_ended(make_executor):
+    executor = make_executor(2)
+    futures = [executor.submit(calls.same, i) for i in range(8)]
+    with pytest.raises(KeyboardInterrupt), executor._pool._lock, executor._pool._whole:
+        raise KeyboardInterrupt
+    executor.shutdown()
+    assert [future.result() for future in futures] == list(range(8))
+    with pytest.raises(shmexec.PoolClosed):
+        executor.submit(pow, 2, 2)
