@@ -129,7 +129,8 @@ class Replies:
             entry = inbox[0]
             handle, data = entry
             if not data:
-                handle.mute = not handle.killed
+                # The end is read once more when it is dead.
+                handle.mute = handle.mute or not handle.killed
                 self._handle(r.WorkerMute(handle.number))
             elif handle.framer is None:
                 self._on_data(handle, data)
