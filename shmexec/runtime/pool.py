@@ -431,6 +431,10 @@ class Pool:
             decided()
         for command in commands:
             self._do(command)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Tell the machine what came of what it said."""
         while self._events:
             for command in self._machine.handle(self._events.popleft(), now()):
                 self._do(command)
@@ -442,6 +446,7 @@ class Pool:
         self._guard.arm()
         try:
             self._mending.mend()
+            self._go_on()
         except BaseException as error:  # noqa: BLE001  (nobody can vouch for it now)
             self.torn = error
         self.leading.wake()

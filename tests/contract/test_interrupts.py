@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError, Future as BaseFuture, wait
 
 import numpy as np
 import pytest
@@ -402,3 +402,18 @@ def test_a_pool_that_was_interrupted_can_be_ended(make_executor):
     assert [future.result() for future in futures] == list(range(8))
     with pytest.raises(shmexec.PoolClosed):
         executor.submit(pow, 2, 2)
+
+
+def test_mending_lets_go_of_a_call_that_was_cancelled_before_it_was_sent(make_executor):
+    executor = make_executor(1)
+    executor.submit(calls.pid).result()
+    pool = executor._pool
+    with pool._lock, pool._whole:
+        pool._machine._state.idle.clear()  # so that the next call waits
+    future = executor.submit(calls.pid)
+    assert BaseFuture.cancel(future)  # the pool was not told yet
+    with pytest.raises(KeyboardInterrupt), pool._lock, pool._whole:
+        raise KeyboardInterrupt
+    with pool._lock, pool._whole:
+        assert not pool._machine.calls
+        pool._machine.validate()
