@@ -38,9 +38,9 @@ host = Host(segment_kind(), SIZE, SIZE)
 host.budget.open(HOST)
 worker = host.new_worker_arena(HOST)
 host.grant(worker, SIZE // 2)
-window = host.result_view(
-    (worker.id, BEGIN, NBYTES), host.accept(worker, BEGIN, NBYTES)
-)
+loan = host.loan(worker.id, BEGIN, NBYTES)
+host.accept(worker, loan)
+window = np.asarray(loan)
 assert isinstance(window.base, Loan)
 
 
@@ -70,12 +70,12 @@ def accept(refs: tuple[tuple[int, ...], ...]) -> None:
     """What a message refers to lies in the worker's arena, or is refused."""
     for _, _, offset, nbytes, *_ in refs:
         try:
-            lease = host.accept(worker, offset, nbytes)
+            found = host.loan(worker.id, offset, nbytes)
+            host.accept(worker, found)
         except ValueError:
             continue
-        array = host.result_view((worker.id, offset, nbytes), lease)
-        assert inside(array, worker.segment.part(0, SIZE))
-        del array
+        assert inside(np.asarray(found), worker.segment.part(0, SIZE))
+        del found
     host.settle()
     worker.frees.clear()
 

@@ -58,7 +58,8 @@ class Rooms(RuleBasedStateMachine):
             return
         self.host.release([block.lease for _, block in self.arguments])
         for worker in [*self.workers, *self.dead]:
-            self.host.release([lease for lease, _ in worker.results])
+            worker.results.clear()
+            self.host.settle()
             self.host.bury(worker.arena, "worker")
         assert self.host.budget.used() == 0
         assert not self.host._workers
@@ -115,8 +116,9 @@ class Rooms(RuleBasedStateMachine):
             assert granted == self.fits(arena.account, nbytes)
             if not granted:
                 return
-        lease = self.host.accept(arena, worker.next_offset, nbytes)
-        worker.results.append((lease, nbytes))
+        loan = self.host.loan(arena.id, worker.next_offset, nbytes)
+        self.host.accept(arena, loan)
+        worker.results.append((loan, nbytes))
         worker.next_offset = (worker.next_offset + nbytes) % (1 << 19)
         while worker.next_offset in arena.live:
             worker.next_offset += 64
@@ -126,8 +128,8 @@ class Rooms(RuleBasedStateMachine):
         everybody = [*self.workers, *self.dead]
         worker = everybody[which % len(everybody)]
         if worker.results:
-            lease, _ = worker.results.pop(index % len(worker.results))
-            self.host.release([lease])
+            del worker.results[index % len(worker.results)]
+            self.host.settle()
 
     @rule(which=WHICH, nbytes=AMOUNTS)
     def grant_spare(self, which, nbytes):

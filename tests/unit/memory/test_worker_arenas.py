@@ -24,6 +24,12 @@ def new_arena():
         host.arena.segment.close()
 
 
+def accepted(host, arena, nbytes):
+    loan = host.loan(arena.id, 0, nbytes)
+    host.accept(arena, loan)
+    return loan
+
+
 def test_what_it_cannot_give_back_counts_as_used():
     with new_arena() as (host, arena):
         host.returned(arena, 1024, all_it_can=True)
@@ -33,23 +39,25 @@ def test_what_it_cannot_give_back_counts_as_used():
 
 def test_a_result_dropped_meanwhile_is_none_of_what_it_keeps():
     with new_arena() as (host, arena):
-        lease = host.accept(arena, 0, 2048)
+        result = accepted(host, arena, 2048)
         arena.freed = 0  # it is asked
-        host.release([lease])
+        del result
+        host.settle()
         host.returned(arena, 1024, all_it_can=True)  # the answer did not know of that
         assert (arena.quota, arena.kept, arena.slack) == (3072, 1024, 2048)
 
 
 def test_it_cannot_return_what_results_take():
     with new_arena() as (host, arena):
-        lease = host.accept(arena, 0, 2048)
+        result = accepted(host, arena, 2048)
         host.returned(arena, 4096)
         assert arena.quota == 2048
-        host.release([lease])
+        del result
+        host.settle()
 
 
 def test_a_result_past_its_quota_is_refused():
     with new_arena() as (host, arena):
         with pytest.raises(ValueError, match="quota of 4096"):
-            host.accept(arena, 0, 4097)
+            accepted(host, arena, 4097)
         assert not arena.live
