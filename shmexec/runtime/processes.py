@@ -260,8 +260,9 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Give the descriptors back."""
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        # Forgotten first: an interrupt in between must not have it closed twice.
+        descriptor, self._pidfd = self._pidfd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
         with contextlib.suppress(ValueError):
             self._process.close()
