@@ -255,14 +255,14 @@ class RescuingPool(Pool):
 
     def check_open(self) -> None:
         """As that of any pool, but that a broken one takes calls."""
-        if self._rescues() and not self._closed and not self._forked:
+        if self._rescues() and not self.stands.closed and not self.stands.forked:
             return
         super().check_open()
 
     def _rescues(self) -> bool:
         """Whether it is broken in such a way that calls run apart."""
         broken, refused = self._machine.broken, self._replies.refused
-        return bool(broken) and not refused and self.torn is None
+        return bool(broken) and not refused and self.stands.torn is None
 
     def enter(
         self, call: PackedCall, options: CallOptions, worker: int | None = None
@@ -280,7 +280,7 @@ class RescuingPool(Pool):
         """As that of any pool: without workers there is nobody to run it."""
         super().check_open()
         if self._machine.broken:
-            raise self._broken()
+            raise self.stands.error()
         return super().broadcast(fn, args, kwargs)
 
     def _fail(self, command: r.Fail) -> None:
@@ -326,7 +326,7 @@ class RescuingPool(Pool):
             try:
                 self._threads.take(apart, partial(self._ended_apart, call))
             except RuntimeError as error:  # the interpreter is ending
-                broken = self._broken()
+                broken = self.stands.error()
                 broken.__cause__ = error
                 apart.future.set_exception(broken)
                 self._ended_apart(call)
@@ -349,7 +349,7 @@ class RescuingPool(Pool):
 
     def finished(self) -> bool:
         """As that of any pool, and when no call runs apart any more."""
-        return super().finished() and (self._forked or not self._apart)
+        return super().finished() and (self.stands.forked or not self._apart)
 
     def cancel(self, number: int, *, running: bool) -> bool:
         """As that of any pool."""
@@ -360,7 +360,7 @@ class RescuingPool(Pool):
 
     def shutdown(self, *, wait: bool = True, cancel_futures: bool = False) -> None:
         """As that of any pool; waits for calls that run apart, too."""
-        if cancel_futures and not self._forked:
+        if cancel_futures and not self.stands.forked:
             for apart in list(self._apart.values()):
                 apart.cancel(running=False)
         super().shutdown(wait=wait, cancel_futures=cancel_futures)

@@ -146,7 +146,7 @@ class Leading:
                 return False
             self._led += 1
             self._led_for = future
-            while not (future.settled or pool.has_resolutions() or pool.torn):
+            while not (future.settled or pool.has_resolutions() or pool.stands.torn):
                 if pool.has_spawns():
                     if self._resolving:
                         break

@@ -182,8 +182,7 @@ class Quotas:
         """Something goes on: when it has long ended, memory goes back to the system."""
         self._trim_at = now() + TRIM_AFTER
 
-    def seconds_to_trim(self) -> float | None:
-        """In idleness: seconds until memory is returned; None if there is none to."""
+    def _seconds_to_trim(self) -> float | None:
         if self._trim_at is None:
             return None
         if self._strains != self._host.strains:
@@ -191,7 +190,21 @@ class Quotas:
             return 0.0  # others need it now
         return max(0.0, self._trim_at - now())
 
-    def begin_trim(self) -> None:
-        """That time has come: have workers give back what they can."""
-        self._trim_at = None
-        self.reclaim()
+    def return_idle(self) -> float | None:
+        """In idleness: tell workers what to free, and to give back what they can.
+
+        Returns:
+            Seconds until they are told; 0 if they were, and memory is to be returned.
+        """
+        dropped = bool(self._host.returns.ended)
+        self._host.settle()
+        for handle in self._workers.values():
+            dropped = dropped or bool(handle.arena.frees)
+            handle.flush_frees()
+        if dropped:  # after the last time that memory was returned, perhaps
+            self.expect_idleness()
+        left = self._seconds_to_trim()
+        if left == 0:
+            self._trim_at = None
+            self.reclaim()
+        return left

@@ -29,6 +29,7 @@ class Tables:
     Attributes:
         options: The pool's settings.
         host: Its memory.
+        lock: The pool's; in a forked child another one.
         room: Gives calls their blocks.
         reserve: Bytes of the machine's memory that shall be left.
         machine: The scheduler.
@@ -42,6 +43,7 @@ class Tables:
 
     def __init__(self, options: Options, host: Host, room: RoomMaker) -> None:
         self.options = options
+        self.lock = threading.Lock()
         self.host = host
         self.room = room
         own = options.min_free_memory
