@@ -22,7 +22,7 @@ from shmexec.runtime.tables import Tables
 from shmexec.scheduler import records as r
 
 if TYPE_CHECKING:
-    from shmexec.runtime.pool import Pool
+    from shmexec.runtime.attended import Attended
 
 HALT_WITHIN = 2.0
 """Seconds that it waits for workers that were killed, who does not want to wait."""
@@ -44,7 +44,7 @@ class Ending:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Attended,
         tables: Tables,
         whole: Whole,
         streams: Crediting,
@@ -72,7 +72,7 @@ class Ending:
         pool, stands = self._pool, self._stands
         if stands.forked:
             return
-        pool.take_in(cancel=cancel_futures)
+        self.take_in(cancel=cancel_futures)
         with self._tables.lock, self._whole:
             first, stands.closed = not stands.closed, True
             self._streams.end_all()
@@ -82,14 +82,14 @@ class Ending:
         pool.resolve()
         if not started:
             if first:
-                pool.ended()
+                self.ended()
             return
         self._leading.wake()
         if wait:
             try:
                 self._leading.join()
             except KeyboardInterrupt as interrupt:
-                pool.halt()
+                self.halt()
                 raise interrupt.with_traceback(None) from None
 
     def halt(self) -> None:
@@ -97,7 +97,7 @@ class Ending:
         stands, tables = self._stands, self._tables
         if stands.forked or stands.gone.is_set():
             return
-        self._pool.take_in(cancel=True)
+        self.take_in(cancel=True)
         with tables.lock, self._whole:
             stands.closed = True
             self._handle(r.Closed(cancel_pending=True))
@@ -108,6 +108,11 @@ class Ending:
         self._leading.wake()
         # Killed processes end soon; only a callback of the program's may hold it up.
         self._leading.join(HALT_WITHIN)
+
+    def take_in(self, *, cancel: bool = False) -> None:
+        """Have those who gather calls submit, or cancel, what they have: the last ones."""
+        for feeder in list(self._pool.feeders):
+            feeder.feed_last(cancel=cancel)
 
     # -- the dispatcher's last words ---------------------------------------------------
 

@@ -40,8 +40,8 @@ from shmexec.deadline import Deadline
 from shmexec.wire.channel import Waker
 
 if TYPE_CHECKING:
+    from shmexec.runtime.attended import Attended
     from shmexec.runtime.futures import Future
-    from shmexec.runtime.pool import Pool
 
 NAP = 0.001
 """Seconds that something may stay unread while nobody waits for it."""
@@ -102,7 +102,7 @@ class Poller:
 class Leading:
     """See the module."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Attended) -> None:
         self._pool = pool
         self.poller = Poller()
         self.waker = Waker()

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from shmexec.memory.host import Host
 from shmexec.memory.segment import Kind
@@ -17,6 +17,7 @@ from shmexec.runtime import monitor
 from shmexec.runtime.server import forget_fork_server
 
 if TYPE_CHECKING:
+    from shmexec.runtime.attended import Attended
     from shmexec.runtime.pool import Pool
     from shmexec.runtime.workers import WorkerHandle
 
@@ -70,9 +71,9 @@ def register(pool: Pool) -> None:
     _pools.add(pool)
 
 
-def unregister(pool: Pool) -> None:
+def unregister(pool: Attended) -> None:
     """It has ended: nothing is left to look after."""
-    _pools.discard(pool)
+    _pools.discard(cast("Pool", pool))
 
 
 def pools() -> list[Pool]:
