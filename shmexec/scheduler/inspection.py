@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from shmexec.scheduler.entities import STOP, Call, Worker
@@ -23,6 +24,11 @@ def sent_at(call: Call) -> float:
     steps = call.history or ()
     sent = (at for at, _, _, detail in reversed(steps) if not detail.startswith(STOP))
     return next(sent, call.born)
+
+
+def pending(state: State) -> Iterator[Call]:
+    """The calls that wait, in the order they came in."""
+    return (c for c in state.calls.values() if c.state is CallState.PENDING)
 
 
 def story(call: Call) -> list[Told]:

@@ -9,7 +9,7 @@ call: only deaths while starting or idle count against the pool.
 The moves that a call or a worker can make are in ``state``. What has rules of its own is
 beside it: ``waiting``, the order of calls; ``packs``, several calls in one message;
 ``slots``, several calls under way in a worker; ``crew``, the starts of workers;
-``weight``, what samples of memory lead to.
+``timers``, what the time brings; ``weight``, what samples of memory lead to.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from shmexec.scheduler.records import CallState, Command, Event, WorkerState
 from shmexec.scheduler.recovery import Recovery, Truth
 from shmexec.scheduler.slots import Slots
 from shmexec.scheduler.state import State
+from shmexec.scheduler.timers import Timers
 from shmexec.scheduler.waiting import place_of, priority_of
 from shmexec.scheduler.weight import NO_LIMITS, Limits, Weight
 
@@ -72,6 +73,9 @@ class Machine:
         self._slots = Slots(self._state)
         self._crew = Crew(self._state, max_restarts, start_timeout)
         self._weight = Weight(self._state, self._slots, limits)
+        self._timers = Timers(
+            self._state, self._slots, self._crew, idle_timeout, self._stop
+        )
         self._recovery = Recovery(self._state, self._packs, self._slots, max_calls)
         self.calls: Mapping[int, Call] = self._state.calls
         self.workers: Mapping[int, Worker] = self._state.workers
@@ -374,53 +378,11 @@ class Machine:
     # -- time ------------------------------------------------------------------------
 
     def _on_tick(self, _event: r.Tick, now: float) -> list[Command]:
-        commands: list[Command] = []
-        for worker in list(self.workers.values()):
-            if worker.id in self._state.mute and self._state.mute_is_over(worker, now):
-                commands.append(r.Kill(worker.id, force=True))
-            elif worker.stop_at is not None and worker.stop_at <= now:
-                if worker.call is not None:
-                    commands += self._stop(worker.call, worker, "timeout", now)
-                else:
-                    commands.append(self._crew.overdue(worker, now))
-            elif worker.flight and worker.state is not WorkerState.DRAINING:
-                commands += self._slots.tick(worker, now)
-            elif worker.look_at is not None and worker.look_at <= now:
-                commands.append(r.Look(worker.id))
-            elif worker.kill_at is not None and worker.kill_at <= now:
-                worker.kill_at = None
-                commands.append(r.Kill(worker.id, force=True))
-            elif (
-                worker.state is WorkerState.IDLE
-                and self.idle_timeout is not None
-                and worker.since + self.idle_timeout <= now
-            ):
-                commands += self._state.retire(worker, now)
-        due = self._state.next_spare()
-        if due is not None and due <= now:
-            self._state.spare = True
-        return commands + self._dispatch(now)
+        return self._timers.tick(now) + self._dispatch(now)
 
     def next_tick(self) -> float | None:
         """When a :class:`Tick` is due, if ever."""
-        return self._next_tick() if self.has_timers else None
-
-    def _next_tick(self) -> float | None:
-        times = [
-            at
-            for worker in self.workers.values()
-            for at in (worker.stop_at, worker.kill_at, worker.look_at)
-            if at is not None
-        ]
-        if self.slots > 1:
-            times += self._slots.next_ticks()
-        if self.idle_timeout is not None:
-            idle = self._state.idle.values()
-            times += [w.since + self.idle_timeout for w in idle if not w.flight]
-        for at in (self._crew.next_spawn(), self._state.next_spare()):
-            if at is not None:
-                times.append(at)
-        return min(times, default=None)
+        return self._timers.next_tick() if self.has_timers else None
 
     @property
     def has_timers(self) -> bool:
@@ -490,15 +452,13 @@ class Machine:
 
     def oldest_pending(self) -> Call | None:
         """The call that waits for longest; they are in the order they came in."""
-        pending = (c for c in self.calls.values() if c.state is CallState.PENDING)
-        return next(pending, None)
+        return next(inspection.pending(self._state), None)
 
     def pending_priorities(self) -> list[int]:
         """The priority of each call that waits."""
-        calls = self.calls.values()
-        return [priority_of(c.order) for c in calls if c.state is CallState.PENDING]
+        return [priority_of(c.order) for c in inspection.pending(self._state)]
 
     def validate(self) -> None:
         """Check the invariants; for tests."""
         inspection.validate(self._state, self._packs)
-        assert self.has_timers or self._next_tick() is None
+        assert self.has_timers or self._timers.next_tick() is None
