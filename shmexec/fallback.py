@@ -26,7 +26,8 @@ import numpy as np
 from shmexec.errors import FallbackWarning, PoolBroken, SerializationError
 from shmexec.figures import Health, Stats
 from shmexec.forkpercall import run_in_child
-from shmexec.memory.host import HOST, Host
+from shmexec.memory.host import Host
+from shmexec.memory.lending import HOST
 from shmexec.memory.views import lend
 from shmexec.options import CallOptions, Options
 from shmexec.runtime.calls import Argument, PackedCall, closed_error, pickle_call

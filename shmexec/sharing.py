@@ -17,7 +17,9 @@ import numpy as np
 
 from shmexec.figures import MemoryStats
 from shmexec.memory import native
-from shmexec.memory.host import HOST, SHARED, Host
+from shmexec.memory.births import SHARED
+from shmexec.memory.host import Host
+from shmexec.memory.lending import HOST
 from shmexec.memory.views import Loan, Sharing, loan_of
 from shmexec.options import native_wanted, segment_kind
 from shmexec.runtime import lifecycle

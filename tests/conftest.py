@@ -24,7 +24,8 @@ import psutil
 import pytest
 
 import shmexec
-from shmexec.memory.host import HOST, Host
+from shmexec.memory.host import Host
+from shmexec.memory.lending import HOST
 from shmexec.runtime import lifecycle, server as servers
 from shmexec.runtime.room import CALLS
 from tests.integration import matrix

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 with atheris.instrument_imports(include=["shmexec"]):
     import numpy as np
 
-    from shmexec.memory.host import HOST, Host
+    from shmexec.memory.host import Host
+    from shmexec.memory.lending import HOST
     from shmexec.memory.views import Loan
     from shmexec.options import segment_kind
     from shmexec.wire.channel import Framer

@@ -19,23 +19,18 @@ from typing import NamedTuple
 import numpy as np
 
 from shmexec import limits
-from shmexec.errors import SharedMemoryFull
 from shmexec.memory.allocator import ALIGNMENT
 from shmexec.memory.arena import RETAIN, Arena, Content
+from shmexec.memory.births import SHARED, Births
 from shmexec.memory.budget import Budget
 from shmexec.memory.forks import Forks
 from shmexec.memory.leases import BlockKey, Ledger
+from shmexec.memory.lending import HOST, Lending
 from shmexec.memory.native import NativeArena
 from shmexec.memory.remains import Remains
 from shmexec.memory.segment import Kind, Segment
 from shmexec.memory.views import Loan, Returns, lend
 from shmexec.memory.worker_arena import WorkerArena, punch_inner
-
-HOST = "host"
-"""Holder of the leases of this program's own arrays."""
-
-SHARED = "shared"
-"""Account of the arrays that are shared: of the process, whatever executors it has."""
 
 
 class Block(NamedTuple):
@@ -66,20 +61,25 @@ class Host:
         self.arena = Arena(next(self._ids), Segment.create(kind, arena_bytes))
         size = self.arena.segment.size
         self.capacity, why = limits.capacity(kind, size)
-        self._limited = why if min(self.capacity, size) < budget else ""
         self.budget = Budget(min(budget, self.capacity))
         self.budget.open(SHARED)
         self.forked = False
         self._pokes: tuple[Callable[[], object], ...] = ()
         self.returns.poke = self._poke
-        self._births: NativeArena | None = None
-        self._births_open = 0
         self._account_of: dict[int, Hashable] = {}
         self._workers: dict[int, WorkerArena] = {}
         self._forks: Forks[Hashable] = Forks()
         self._families: dict[Hashable, int] = {}
-        self.strains = 0
-        """How often room was lent that others had a right to, but did not use."""
+        self.births = Births(self._make_births, self.budget, self._tell_of_room)
+        self.lending = Lending(
+            self.budget,
+            self.births,
+            self._workers,
+            self.ledger,
+            self.capacity,
+            why if min(self.capacity, size) < budget else "",
+            self._poke,
+        )
 
     # -- accounts ----------------------------------------------------------------------
 
@@ -141,16 +141,16 @@ class Host:
         size = -(-nbytes // ALIGNMENT) * ALIGNMENT
         with self.lock:
             self._settle()
-            if not self._charge(account, size) and not (
-                borrow and self._borrow(account, size)
+            if not self.lending.charge(account, size) and not (
+                borrow and self.lending.borrow(account, size)
             ):
-                raise self._full(account, nbytes)
+                raise self.lending.full(account, nbytes)
             reserved = self.arena.reserve(size)
             if reserved is None:
                 self.budget.discharge(account, size)
                 if size > self.arena.segment.size:
-                    raise self._full(account, nbytes, "the arena is smaller")
-                raise self._full(account, nbytes, "the arena is too fragmented")
+                    raise self.lending.full(account, nbytes, "the arena is smaller")
+                raise self.lending.full(account, nbytes, "the arena is too fragmented")
             offset, fresh = reserved
             if fresh and self.arena.blocks.committed > self.budget.limit():
                 self.arena.trim(keep=0)
@@ -165,7 +165,7 @@ class Host:
         except BaseException as error:
             self.release([lease])
             if isinstance(error, MemoryError):
-                raise self._full(account, nbytes, str(error)) from error
+                raise self.lending.full(account, nbytes, str(error)) from error
             raise
         if fresh:
             with self.lock:
@@ -196,63 +196,6 @@ class Host:
         place = (*block.key, block.nbytes)
         segment = self.arena.segment
         return lend(segment, place, block.lease, self.returns, readonly=readonly)
-
-    def _charge(self, account: Hashable, nbytes: int) -> bool:
-        if self.budget.charge(account, nbytes):
-            return True
-        # Arrays to be born in this program come last.
-        return self._shrink_births(0) and self.budget.charge(account, nbytes)
-
-    def _borrow(
-        self, account: Hashable, nbytes: int, *, but: WorkerArena | None = None
-    ) -> bool:
-        """Charge an account as if nobody had room but for data; whether that fits.
-
-        A busy worker cannot be made to give quota back that holds no result: it has no
-        lock that could be taken from here. Let it count twice then: what it has is pages
-        that it recycles, or arrays of a running call, which would take private memory
-        otherwise. It is told to give back what it can before its next call.
-        """
-        if not self.budget.charge(account, nbytes, self._unused(but)):
-            return False
-        self.strains += 1
-        self._poke()  # so that pools that are idle have theirs give back at once
-        return True
-
-    def _unused(self, but: WorkerArena | None = None) -> dict[Hashable, int]:
-        """Bytes by account that workers may use, and that no result takes."""
-        unused: dict[Hashable, int] = {}
-        for worker in self._workers.values():
-            if worker.alive and worker is not but and worker.slack > 0:
-                account = worker.account
-                unused[account] = unused.get(account, 0) + worker.slack
-        return unused
-
-    def standing(
-        self, account: Hashable, but: WorkerArena | None = None
-    ) -> tuple[int, int]:
-        """Of an account's limit, how much is in use, and the limit; in bytes.
-
-        Room that workers have and no result takes is not in use, but for one of them:
-        the one that wants more. The caller holds the lock.
-        """
-        limit = self.budget.limit(account)
-        free = self.budget.free(account, self._unused(but))
-        return limit - min(limit, free), limit
-
-    def _full(self, account: Hashable, needed: int, why: str = "") -> SharedMemoryFull:
-        used, total = self.standing(account)
-        held = self.ledger.held_by(HOST)
-        hint = f"; {len(held)} result arrays are still alive" if held else ""
-        reason = f" ({why})" if why else ""
-        advice = "raise max_shared_memory="
-        if self._limited and total >= self.capacity:
-            advice = f"raise the limit: {self._limited}"
-        msg = (
-            f"no room for {needed} bytes of shared memory: {used} of {total} bytes are "
-            f"in use{hint}{reason}. Drop results, or {advice}"
-        )
-        return SharedMemoryFull(msg, needed=needed, used=used, budget=total)
 
     def add_poke(self, poke: Callable[[], object]) -> None:
         """Have this called by finalizers of views, in addition to others."""
@@ -338,8 +281,9 @@ class Host:
         if arena == self.arena.id:
             self._free_own(offset)
             return
-        if self._births is not None and arena == self._births.id:
-            self._births.unpin(offset)
+        births = self.births.arena
+        if births is not None and arena == births.id:
+            births.unpin(offset)
             return
         worker = self._workers[arena]
         nbytes = worker.remove(offset)
@@ -378,37 +322,19 @@ class Host:
         """
         with self.lock:
             self._settle()
-            if self._births is None:
-                segment = Segment.create(self.kind, self.arena.segment.size)
-                self._births = NativeArena(next(self._ids), segment)
-            births = self._births
-            self._births_open += 1
-            unused = max(0, births.quota - births.blocks.used)
-            more = self.budget.free(SHARED) // 2 - unused
-            if more > 0 and self.budget.charge(SHARED, more):
-                births.quota += more
-            return births
+            return self.births.open()
 
     def close_births(self) -> None:
         """No more arrays are to be born; those that live stay as they are."""
         with self.lock:
-            self._births_open -= 1
-            if not self._births_open:
-                self._shrink_births(RETAIN)
+            self.births.close()
 
-    def _shrink_births(self, keep: int) -> bool:
-        """Give back quota that no array needs but for ``keep`` bytes; whether there was."""
-        births = self._births
-        if births is None:
-            return False
-        quota = births.quota
-        births.quota = left = min(quota, births.blocks.used + keep)
-        if left == quota:
-            return False
-        births.trim(keep)
-        self.budget.discharge(SHARED, quota - left)
+    def _make_births(self) -> NativeArena:
+        segment = Segment.create(self.kind, self.arena.segment.size)
+        return NativeArena(next(self._ids), segment)
+
+    def _tell_of_room(self) -> None:
         self.room.notify_all()
-        return True
 
     def adopt(
         self, address: int, nbytes: int, *, readonly: bool = False
@@ -418,7 +344,7 @@ class Host:
         They must be most of the array's memory, which stays until the array and all
         leases are gone.
         """
-        births = self._births
+        births = self.births.arena
         if births is None:
             return None
         with self.lock:
@@ -458,8 +384,8 @@ class Host:
         with self.lock:
             self._settle()
             account = worker.account
-            if not self._charge(account, nbytes) and not (
-                borrow and self._borrow(account, nbytes, but=worker)
+            if not self.lending.charge(account, nbytes) and not (
+                borrow and self.lending.borrow(account, nbytes, but=worker)
             ):
                 return False
             worker.quota += nbytes
@@ -608,7 +534,7 @@ class Host:
 
     def segment_of(self, arena: int) -> Segment:
         """The segment of an arena that has a leased block."""
-        for own in (self.arena, self._births):
+        for own in (self.arena, self.births.arena):
             if own is not None and arena == own.id:
                 return own.segment
         return self._workers[arena].segment
@@ -619,15 +545,15 @@ class Host:
         """Give all idle pages of the parent's arena back to the system."""
         with self.lock:
             self._settle()
-            if not self._births_open:
-                self._shrink_births(0)
+            if not self.births.wanted:
+                self.births.shrink(0)
             return self.arena.trim(keep=0)
 
     def before_fork(self) -> None:
         """Keep every block that a forked child might look at, until it is gone."""
         self.lock.acquire()
         self._settle()
-        note = 0 if self._births is None else self._births.note_fork()
+        note = self.births.note_fork()
         if not note and not self.ledger.held_by(HOST):
             return
         holder = "fork", next(self._ids)
@@ -657,5 +583,4 @@ class Host:
         self._keep_forks()
 
     def _keep_forks(self) -> None:
-        if self._births is not None:
-            self._births.keep_forks(self._forks.last_note())
+        self.births.keep_forks(self._forks.last_note)

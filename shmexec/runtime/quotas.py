@@ -146,7 +146,7 @@ class Quotas:
 
     def _grant(self, want: _Want, granted: int, *, again: bool = False) -> None:
         with self._host.lock:
-            figures = self._host.standing(self._account, but=want.handle.arena)
+            figures = self._host.lending.standing(self._account, but=want.handle.arena)
         answer = Message(Kind.GRANT, int(again), number=granted, leases=figures)
         self._tell(want.handle, answer)
 
@@ -185,8 +185,8 @@ class Quotas:
     def _seconds_to_trim(self) -> float | None:
         if self._trim_at is None:
             return None
-        if self._strains != self._host.strains:
-            self._strains = self._host.strains
+        if self._strains != self._host.lending.strains:
+            self._strains = self._host.lending.strains
             return 0.0  # others need it now
         return max(0.0, self._trim_at - now())
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import shmexec
-from shmexec.memory.host import HOST
+from shmexec.memory.lending import HOST
 from shmexec.runtime.room import CALLS
 from tests.contract import calls, parcels
 from tests.waiting import wait_until

@@ -34,7 +34,7 @@ def host(kind):
     gc.collect()
     host.settle()
     with host.lock:
-        host._shrink_births(0)
+        host.births.shrink(0)
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_spare_room_is_given_back_when_calls_need_it(kind, host):
             assert used >= x.nbytes
             assert used <= budget
             with host.lock:
-                assert host._charge("shared", budget - used + 4096)
+                assert host.lending.charge("shared", budget - used + 4096)
                 assert np.ones(N).sum() == N, "left to malloc"
                 host.budget.discharge("shared", budget - used + 4096)
         assert executor.submit(np.sum, x).result() == N

@@ -31,7 +31,7 @@ import numpy as np
 import pytest
 
 import shmexec
-from shmexec.memory.host import HOST
+from shmexec.memory.lending import HOST
 from shmexec.runtime import monitor
 from shmexec.runtime.room import CALLS
 from tests.integration import soaking

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from shmexec.memory.host import HOST, Host
+from shmexec.memory.host import Host
+from shmexec.memory.lending import HOST
 from shmexec.memory.views import Loan
 from shmexec.options import segment_kind
 from shmexec.wire.pickling import rebuild_array, rebuild_view

@@ -16,7 +16,8 @@ from hypothesis.stateful import (
 )
 
 from shmexec.errors import SharedMemoryFull
-from shmexec.memory.host import HOST, Host
+from shmexec.memory.host import Host
+from shmexec.memory.lending import HOST
 from tests.examples import examples
 
 LIMIT = 64 << 10

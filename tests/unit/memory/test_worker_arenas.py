@@ -34,7 +34,7 @@ def test_what_it_cannot_give_back_counts_as_used():
     with new_arena() as (host, arena):
         host.returned(arena, 1024, all_it_can=True)
         assert (arena.quota, arena.kept, arena.slack) == (3072, 3072, 0)
-        assert host.standing("pool") == (3072, 1 << 20)
+        assert host.lending.standing("pool") == (3072, 1 << 20)
 
 
 def test_a_result_dropped_meanwhile_is_none_of_what_it_keeps():
