@@ -206,8 +206,9 @@ class Attended:
             with self._lock, self._whole:
                 self._sending.go_on(descriptor, event)
         elif descriptor == handle.process.sentinel:
-            self.leading.poller.remove(descriptor)
+            # First noted: an interrupt in between has it seen once more, not never.
             self._roster.ended.append(handle)
+            self.leading.poller.remove(descriptor)
         elif descriptor == handle.replies.fileno():
             self._replies.take(handle, descriptor)
         else:
@@ -275,6 +276,10 @@ class Attended:
         """Whether the dispatcher has to do something that takes time, or runs code."""
         waiting = self._starting.due or self._remarks or self._roster.remains
         return bool(waiting) or self.stands.torn is not None
+
+    def has_remains(self) -> bool:
+        """Whether memory of dead workers is still to be given back, piece by piece."""
+        return bool(self._roster.remains)
 
     def has_spawns(self) -> bool:
         """Whether workers are to be started."""

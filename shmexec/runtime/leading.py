@@ -335,6 +335,8 @@ class Leading:
         stepping_back = False
         try:
             self._dispatching = True
+            if pool.has_remains():
+                self._read(0.0)  # giving them back takes long: nothing waits for that
             while not (pool.has_work() or pool.has_resolutions() or pool.finished()):
                 if self._claimed:
                     self._claimed = False

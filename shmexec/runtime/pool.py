@@ -336,6 +336,7 @@ class Pool(Attended):
     def after_fork_in_child(self, keep: set[int]) -> None:
         """This process is a copy: the pool is the parent's, and is not to be used."""
         self._lock = self._tables.lock = threading.Lock()
+        self.telling.after_fork_in_child(self._lock)
         self._ending.after_fork_in_child(keep)
 
     # -- for people --------------------------------------------------------------------

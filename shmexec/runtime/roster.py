@@ -133,7 +133,8 @@ class Roster:
         """A worker's process has ended: take its words in, then let it go."""
         if handle.number in self._workers:  # else an interrupt struck as it was closed
             self._take_leave(handle)
-        if (remains := handle.close()) is not None:
+        remains = handle.close()
+        if remains is not None and remains not in self.remains:
             self.remains.append(remains)
             self._leading.wake()  # the dispatcher sees to them, after new workers
 
@@ -162,6 +163,7 @@ class Roster:
 
     def after_fork_in_child(self, keep: set[int]) -> None:
         """They are the parent's."""
+        self.remains.clear()
         for handle in self._workers.values():
             handle.close_in_child(keep)
         self._workers.clear()

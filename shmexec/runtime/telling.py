@@ -69,6 +69,10 @@ class Telling:
         self._lock = lock
         self._standing = standing
 
+    def after_fork_in_child(self, lock: Lock) -> None:
+        """The pool's lock was made anew: who held it does not exist here."""
+        self._lock = lock
+
     def dump(self) -> str:
         """See :meth:`shmexec.Executor.dump`."""
         return showing.show(self._tables, self._lock, self._standing)

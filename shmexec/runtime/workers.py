@@ -448,7 +448,7 @@ class WorkerHandle:
     def close(self) -> Remains | None:
         """Give everything back, once it is reaped, but for what may wait."""
         if self._closed:
-            return None
+            return self._remains
         self.accepting = NOTHING
         # Kept until the end: an interrupt may have this done again.
         self._remains = self.host.bury(self.arena, self.holder) or self._remains

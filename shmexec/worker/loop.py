@@ -26,7 +26,7 @@ class _Own(threading.local):
 _own = _Own()
 
 on_made: Callable[[], object] | None = None
-"""Called when the first loop is made; of a worker's, that is in its main thread."""
+"""Called when the main thread's loop is made: of a worker's, its calls run there."""
 
 
 def awaited(result: Any) -> Any:
@@ -42,9 +42,13 @@ def own() -> asyncio.AbstractEventLoop:
 
     if _own.loop is None or _own.loop.is_closed():
         _own.loop = asyncio.new_event_loop()
-        if on_made is not None:
+        if on_made is not None and _in_main_thread():
             on_made()
     return _own.loop
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def made() -> asyncio.AbstractEventLoop | None:

@@ -264,3 +264,23 @@ def test_asubmit_waits_for_room_and_the_loop_goes_on(make_executor):
         return found
 
     assert asyncio.run(main()) == [400_000.0] * 8
+
+
+def in_a_thread_of_the_call():
+    """Runs a coroutine in an executor of its own, in another thread."""
+    came = []
+
+    def run():
+        with shmexec.Executor(in_process=True) as executor:
+            came.append(executor.submit(double, 4).result())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return came
+
+
+def test_the_first_event_loop_of_a_worker_may_be_another_threads(make_executor):
+    executor = make_executor(1)
+    assert executor.submit(in_a_thread_of_the_call).result() == [8]
+    assert executor.submit(double, 5).result() == 10

@@ -285,6 +285,23 @@ def test_in_a_forked_child(make_executor):
     assert text.endswith("closed")
 
 
+@pytest.mark.one_kind
+def test_in_a_child_that_was_forked_while_the_lock_was_held(make_executor):
+    executor = make_executor(1)
+    future = executor.submit(calls.pid)
+    future.result()
+    with executor._pool._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(int(LONG))  # which ends it if it hangs
+            try:
+                told = executor.health().state, str(executor.story(future))
+                os._exit(0 if told[0] == "closed" else 1)
+            finally:
+                os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 # -- where calls were that had to stop ---------------------------------------------------
 
 

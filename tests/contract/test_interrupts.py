@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import CancelledError, Future as BaseFuture, wait
 
 import numpy as np
 import pytest
 
 import shmexec
+from shmexec.runtime.leading import READ
 from tests.contract import calls
 from tests.contract.models import Counter
 from tests.interrupts import Interrupter
@@ -430,3 +432,76 @@ def test_mending_lets_go_of_a_call_that_was_cancelled_before_it_was_sent(make_ex
     with pool._lock, pool._whole:
         assert not pool._machine.calls
         pool._machine.validate()
+
+
+@contextlib.contextmanager
+def leads(pool):
+    """This thread leads, as one that waits for a call does."""
+    leading = pool.leading
+    while not leading._lead.acquire(timeout=0.01):
+        leading._claimed = True
+        leading.waker.wake()
+    try:
+        yield
+    finally:
+        leading._lead.release()
+
+
+def test_a_death_that_was_just_being_noted_is_not_lost(
+    make_executor, gate, monkeypatch
+):
+    executor = make_executor(1)
+    future = executor.submit(calls.through, gate)
+    (pid,) = gate.arrived()
+    pool = executor._pool
+    leading, poller = pool.leading, pool.leading.poller
+    (handle,) = pool._workers.values()
+    sentinel = handle.process.sentinel
+    remove = poller.remove
+
+    def strike(descriptor):
+        remove(descriptor)
+        raise KeyboardInterrupt
+
+    with leads(pool):
+        os.kill(pid, signal.SIGKILL)
+        assert wait_until(lambda: sentinel in dict(poller.poll(0)))
+        monkeypatch.setattr(poller, "remove", strike)
+        with pytest.raises(KeyboardInterrupt):
+            pool.take(sentinel, READ)
+        monkeypatch.undo()
+    leading.wake()
+    with pytest.raises(shmexec.WorkerDied):
+        future.result(LONG)
+
+
+class StruckOnce(deque):
+    """Raises an interrupt in place of what is appended first."""
+
+    struck = False
+    kept = 0
+
+    def append(self, each):
+        if not self.struck:
+            self.struck = True
+            raise KeyboardInterrupt
+        self.kept += 1
+        super().append(each)
+
+
+def test_memory_of_a_dead_worker_is_not_lost(make_executor):
+    executor = make_executor(1)
+    pid = executor.submit(calls.pid).result()
+    pool = executor._pool
+    (handle,) = pool._workers.values()
+    pool._roster.remains = remains = StruckOnce()
+    with leads(pool):
+        os.kill(pid, signal.SIGKILL)
+        poller = pool.leading.poller
+        assert wait_until(lambda: handle.process.sentinel in dict(poller.poll(0)))
+        pool.take(handle.process.sentinel, READ)
+        with pytest.raises(KeyboardInterrupt):
+            pool.process(ticking=False)
+    pool.leading.wake()
+    assert wait_until(lambda: remains.kept and not remains)
+    assert executor.submit(calls.add, 1, 2).result(LONG) == 3

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import signal
+import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from shmexec.runtime import workers
 from tests.contract import calls
 from tests.integration import faults
 from tests.integration.faults import is_gone
-from tests.waiting import wait_until
+from tests.waiting import LONG, wait_until
 
 
 def idle_pid(executor):
@@ -455,3 +456,31 @@ def test_forks_among_thousands_of_open_files(make_executor, tmp_path):
     assert executor.submit(faults.fork_among_many_files, array).result() == 1 << 20
     assert executor.submit(calls.same, 1).result() == 1
     assert executor.stats().worker_deaths == 0
+
+
+class Endless:
+    """What a dead worker left, of which there is always more."""
+
+    def __init__(self):
+        self.enough = threading.Event()
+        self.pieces = 0
+
+    def sweep(self, seconds=None):
+        self.pieces += 1
+        return not self.enough.is_set()
+
+
+def test_calls_end_while_memory_of_a_dead_worker_is_given_back(make_executor):
+    executor = make_executor(1)
+    executor.submit(calls.pid).result()
+    remains, done = Endless(), threading.Event()
+    executor._pool._roster.remains.append(remains)
+    executor._pool.leading.wake()
+    try:
+        assert wait_until(lambda: remains.pieces)
+        future = executor.submit(calls.add, 1, 2)
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(LONG)
+    finally:
+        remains.enough.set()
+    assert wait_until(lambda: not executor._pool._roster.remains)
