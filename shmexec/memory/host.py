@@ -224,16 +224,16 @@ class Host:
         """Settle in a finalizer, since no pool runs whose thread would.
 
         The lock is taken only if it is free. Else somebody is at work here, maybe this
-        very thread; what this one would have done is done with the next.
+        very thread; what this one would have done is done with the next. Another thread
+        may be quicker, but waits for nothing while it has it. (``acquire`` could be
+        interrupted as it returns, with the lock taken for good.)
         """
-        while self.returns.ended and self.lock.acquire(blocking=False):
-            try:
+        while self.returns.ended and not self.lock.locked():
+            with self.lock:
                 self._settle()
                 blocks = self.arena.blocks
                 if blocks.committed > blocks.used + 2 * RETAIN:
                     self.arena.trim()
-            finally:
-                self.lock.release()
 
     # -- leases ------------------------------------------------------------------------
 
