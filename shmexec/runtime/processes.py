@@ -11,6 +11,7 @@ import contextlib
 import errno
 import io
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -135,6 +136,15 @@ class _ServedPopen(_Passing):
                 file.write(data)
             # Who waits: the server writes at once, or is dead, which ends the pipe.
             self.pid = forkserver.read_signed(status)
+        except EOFError as error:
+            started = _is_read(data_pipe)
+            _close_all(status, data_pipe)
+            if started:
+                # Another one on the same sockets would take part of its messages. It
+                # ends with those, as a start that has failed closes them.
+                text = "the fork server ended as it started a worker"
+                raise OSError(errno.ECHILD, text) from error
+            raise
         except BaseException:
             _close_all(status, data_pipe)
             raise
@@ -153,6 +163,17 @@ class _ServedPopen(_Passing):
             except (OSError, EOFError):
                 self.returncode = UNKNOWN_CODE  # the fork server went first
         return self.returncode
+
+
+def _is_read(pipe: int) -> bool:
+    """Whether a child of the fork server, which is dead, keeps the other end.
+
+    A child has it for as long as it lives. The server's own closes as it ends, perhaps a
+    little after what told of that.
+    """
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return not poll.poll(1000)
 
 
 UNKNOWN_CODE = 1 << 16

@@ -11,7 +11,7 @@ import pytest
 
 import shmexec
 from shmexec.runtime import monitor, workers
-from tests.waiting import LONG
+from tests.waiting import LONG, wait_until
 
 HEAVY = [
     "psutil",  # the parent's
@@ -142,3 +142,43 @@ def test_starting_is_tried_again_while_a_thread_waits_for_a_result(monkeypatch):
     ):
         executor.submit(abs, -1).result(LONG)
     assert len(tries) == 4
+
+
+DIES_AT_ONCE = """
+import os, signal, shmexec
+from multiprocessing import forkserver
+from shmexec.runtime.server import fork_server
+
+read, pids = forkserver.read_signed, []
+
+def read_none_at_first(status):
+    pid = read(status)
+    if not pids:
+        os.kill(fork_server()._forkserver_pid, signal.SIGKILL)
+        pids.append(pid)
+        raise EOFError
+    return pid
+
+forkserver.read_signed = read_none_at_first
+with shmexec.Executor(1, "forkserver") as executor:
+    for each in range(50):
+        assert executor.submit(abs, each).result(20) == each
+print(*pids)
+"""
+
+
+def test_the_fork_server_dies_when_it_has_just_started_a_worker():
+    """That worker lives, but is not known: no other one may share its sockets."""
+    command = [sys.executable, "-c", DIES_AT_ONCE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert wait_until(lambda: not runs(done.stdout.strip()))
+
+
+def runs(pid):
+    """Whether it does; who is to collect it may take its time."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
