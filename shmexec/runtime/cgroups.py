@@ -146,13 +146,9 @@ def _table(path: str) -> dict[str, int]:
 
 
 def _text(path: str) -> str:
+    # Unlike a bare descriptor, a file is closed even if an interrupt strikes at once.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open(path, "rb", buffering=0) as file:
+            return file.read(1 << 16).decode(errors="replace")
     except OSError:
         return ""
-    try:
-        return os.read(descriptor, 1 << 16).decode(errors="replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(descriptor)
