@@ -140,9 +140,9 @@ REFUSED = {
 BY_DEFAULT = [
     "64 descriptors and too many workers",
     "512 MB of addresses",
-    "24 descriptors",
-    "256 MB of addresses",
     "files of 4 MB",
+    pytest.param("24 descriptors", marks=pytest.mark.stress),
+    pytest.param("256 MB of addresses", marks=pytest.mark.stress),
 ]
 
 
