@@ -157,7 +157,8 @@ class Attended:
             decided()
         for command in commands:
             self._do(command)
-        self._go_on()
+        if self._events:
+            self._go_on()
 
     def _go_on(self) -> None:
         """Tell the machine what came of what it said."""
@@ -229,8 +230,10 @@ class Attended:
             return
         with self._lock, self._whole:
             self._replies.empty_inbox()
-            self._streams.close_dropped()
-            self._roster.bury_ended()
+            if self._streams.dropped:
+                self._streams.close_dropped()
+            if self._roster.ended:
+                self._roster.bury_ended()
             if ticking:
                 self._tick()
             while self._to_look:

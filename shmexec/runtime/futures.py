@@ -14,7 +14,7 @@ from concurrent.futures._base import (
     PENDING,
     RUNNING,
 )
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from shmexec.deadline import Deadline
 
@@ -123,7 +123,8 @@ class Future(BaseFuture[T]):
     def set_result(self, result: T) -> None:
         """For the pool only."""
         with self._lock:
-            self._check_unsettled()
+            if self.settled:
+                self._refuse()
             if self.keep is not None:
                 # Here, since several threads may resolve a call: nobody has the result
                 # before it is kept, and who comes late has none.
@@ -144,7 +145,8 @@ class Future(BaseFuture[T]):
     def set_exception(self, exception: BaseException | None) -> None:
         """For the pool only."""
         with self._lock:
-            self._check_unsettled()
+            if self.settled:
+                self._refuse()
             self._exception = exception
             self._state = FINISHED
             for waiter in self._waiting or ():
@@ -154,10 +156,9 @@ class Future(BaseFuture[T]):
         if self._done_callbacks:
             self._invoke_callbacks()
 
-    def _check_unsettled(self) -> None:
-        if self.settled:
-            msg = f"{self._state}: {self!r}"
-            raise InvalidStateError(msg)
+    def _refuse(self) -> NoReturn:
+        msg = f"{self._state}: {self!r}"
+        raise InvalidStateError(msg)
 
     def _invoke_callbacks(self) -> None:
         # The base class lets SystemExit through; here it would end whichever thread

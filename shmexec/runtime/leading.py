@@ -259,7 +259,8 @@ class Leading:
                 self.waker.clear()
             else:
                 pool.take(descriptor, event)
-        pool.process(ticking=tick is not None)
+        # If something came before it was time, the next time tells.
+        pool.process(ticking=tick is not None and (not events or tick <= 0.0))
         return bool(events)
 
     # -- the dispatcher ----------------------------------------------------------------------

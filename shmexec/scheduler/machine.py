@@ -46,6 +46,9 @@ class Machine:
         slots: Calls that a worker may have under way. If several, ``max_calls`` must be
             None, and calls are never packed.
         limits: Of memory.
+
+    Attributes:
+        weight: What samples of memory led to; to be looked at only.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Machine:
         self._packs = Packs(self._state, max_calls)
         self._slots = Slots(self._state)
         self._crew = Crew(self._state, max_restarts, start_timeout)
-        self._weight = Weight(self._state, self._slots, limits)
+        self.weight = Weight(self._state, self._slots, limits)
         self._timers = Timers(
             self._state, self._slots, self._crew, idle_timeout, self._stop
         )
@@ -175,7 +178,7 @@ class Machine:
             if worker.state is WorkerState.DRAINING:
                 return commands
             if not worker.flight:
-                commands += self._weight.replace(worker, now)
+                commands += self.weight.replace(worker, now)
             return commands + self._dispatch(now)
         if call is None or worker is None or worker.call is not call:
             msg = f"worker {event.worker} finished call {event.call}, not its own"
@@ -204,7 +207,7 @@ class Machine:
         state = self._state
         if self.max_calls is not None and worker.calls >= self.max_calls:
             return [*state.retire(worker, now), *self._dispatch(now)]
-        if worker.heavy and (commands := self._weight.replace(worker, now)):
+        if worker.heavy and (commands := self.weight.replace(worker, now)):
             return commands + self._dispatch(now)
         # Idle before the future resolves: a follow-up call finds it.
         state.shift(worker, WorkerState.IDLE, now)
@@ -370,7 +373,7 @@ class Machine:
     # -- memory ----------------------------------------------------------------------
 
     def _on_sampled(self, event: r.MemorySampled, now: float) -> list[Command]:
-        commands = self._weight.sampled(event, now)
+        commands = self.weight.sampled(event, now)
         if not commands and event.free is None:
             return commands
         return commands + self._dispatch(now)
@@ -409,11 +412,6 @@ class Machine:
     def broken(self) -> tuple[str, ...]:
         """Why no call can be run any more; empty while they can."""
         return self._state.broken
-
-    @property
-    def weight(self) -> Weight:
-        """What samples of memory led to; to be looked at only."""
-        return self._weight
 
     @property
     def paused(self) -> bool:
