@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmexec.deadline import now
+from shmexec.errors import SharedMemoryFull
 from shmexec.memory.host import Block
 from shmexec.memory.whole import Whole
 from shmexec.options import Options
@@ -52,7 +53,7 @@ class Attended:
         self.options = options
         self.host = lifecycle.host(options.segment)
         self.host.open_account(self, options.family, options.max_shared_memory)
-        self.room = RoomMaker(self.host, self)
+        self.room = RoomMaker(self.host, self, self.scarcity)
         self.blocks = SharedBlocks(self.room, self.host, self._count_placed)
         self._tables = tables = Tables(options, self.host, self.room)
         self._lock = tables.lock
@@ -252,6 +253,10 @@ class Attended:
             self._handle(r.Tick())
         if look is not None and look <= moment:
             self._guard.look()
+
+    def scarcity(self, nbytes: int) -> SharedMemoryFull | None:
+        """Why a block should not be made now, if the machine has too little memory."""
+        return self._guard.refusal(nbytes) if self._machine.paused else None
 
     # -- for whoever leads -------------------------------------------------------------
 

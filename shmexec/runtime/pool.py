@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from shmexec.errors import SerializationError, SharedMemoryFull
+from shmexec.errors import SerializationError
 from shmexec.figures import Health, Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle
@@ -299,10 +299,6 @@ class Pool(Attended):
         """
         with self._lock, self._whole:
             return any(not call.credit for call in self._calls.values())
-
-    def scarcity(self, nbytes: int) -> SharedMemoryFull | None:
-        """Why a block should not be made now, if the machine has too little memory."""
-        return self._guard.refusal(nbytes) if self._machine.paused else None
 
     def _refuse(self) -> None:
         """Take no call, unless there is more memory than when somebody last looked."""

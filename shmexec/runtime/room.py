@@ -38,11 +38,19 @@ class RoomMaker:
     Args:
         host: The memory.
         account: Whose budget it is charged to.
+        scarcity: Tells why a block of so many bytes should not be made now, if the
+            machine has too little memory. If None, all pools are asked.
     """
 
-    def __init__(self, host: Host, account: Hashable) -> None:
+    def __init__(
+        self,
+        host: Host,
+        account: Hashable,
+        scarcity: Callable[[int], SharedMemoryFull | None] | None = None,
+    ) -> None:
         self._host = host
         self._account = account
+        self._scarcity = scarcity or self._any_scarcity
 
     @property
     def returns(self) -> Returns:
@@ -136,7 +144,7 @@ class RoomMaker:
     def _in_flight(self) -> bool:
         return any(pool.in_flight() for pool in self._pools())
 
-    def _scarcity(self, nbytes: int) -> SharedMemoryFull | None:
+    def _any_scarcity(self, nbytes: int) -> SharedMemoryFull | None:
         errors = (pool.scarcity(nbytes) for pool in self._pools())
         return next((error for error in errors if error is not None), None)
 
