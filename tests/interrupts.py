@@ -18,8 +18,17 @@ NOT_HERE = (
     "/wire/pickling",
     "/wire/functions",
     "/wire/explaining",
+    "/memory/",
+    "/runtime/workers",
+    "/runtime/outputs",
+    "/runtime/processes",
+    "/runtime/roster",
+    "/runtime/cgroups",
+    "/runtime/footprint",
 )
-"""Parts that run elsewhere, or change no state that outlives them."""
+"""Parts that run elsewhere, or change no state that outlives them; and those that are not
+mended, as the README's limits say: the records of shared memory, and descriptors while
+workers come and go."""
 
 
 class Interrupter:

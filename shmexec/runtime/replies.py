@@ -201,11 +201,7 @@ class Replies:
         elif kind is Kind.ITEM:
             self._on_item(handle, message)
         elif kind is Kind.PACKED:
-            handle.note_figures(message)
-            self._outputs.drain(handle.output)
-            results = decode_results(message.payload)
-            ended = bool(message.request)
-            self._on_results(handle, results, ended=ended, done=self._done)
+            self._on_packed(handle, message)
         elif kind is Kind.LOG:
             self._outputs.take_record(handle.output, message.payload)
         elif kind is Kind.READY:
@@ -369,13 +365,34 @@ class Replies:
                 self._outcomes[number] = Outcome(call, kind, payload, after=after)
                 self._tables.forget(number)
             came[number] = number, kind is Kind.RESULT, seconds
-        if ended:
-            handle.pack = ()
         if ended and handle.look_after and worker is not None:
             self._guard.call_ended(handle)
         if came or ended:
             event = r.PackReplied(handle.number, tuple(came.values()), ended)
             self._handle(event, done)
+
+    def _on_packed(self, handle: WorkerHandle, message: Message) -> None:
+        handle.note_figures(message)
+        self._outputs.drain(handle.output)
+        results = decode_results(message.payload)
+        if not message.request:
+            self._on_results(handle, results, ended=False, done=self._done)
+        elif handle.pack is self._ending(handle):
+            done = partial(self._pack_done, handle)
+            self._on_results(handle, results, ended=True, done=done)
+
+    def _ending(self, handle: WorkerHandle) -> tuple[int, ...]:
+        """The pack whose end a worker tells of, also if it was sent another one since.
+
+        That is so if an interrupt struck when this message had been handled.
+        """
+        if handle.ending[0] is not self._begun:
+            handle.ending = self._begun, handle.pack
+        return handle.ending[1]
+
+    def _pack_done(self, handle: WorkerHandle) -> None:
+        handle.pack = ()
+        self._done()
 
     def look(self, number: int) -> None:
         """See how far a worker came with a pack whose deadline has passed.
@@ -419,7 +436,7 @@ class Replies:
             if worker.packed:
                 self._on_results(handle, handle.logged(begun), ended=False)
             event = r.WorkerDead(handle.number, reason, not_begun, begun)
-            self._handle(event, handle.keep)
+            self._handle(event, handle.keep_nothing)
 
 
 def _mapped(loan: Loan) -> Any:

@@ -59,6 +59,7 @@ class WorkerHandle:
         request: The call it was sent last, 0 after its reply.
         pack: Or the calls, in their order, until the pack has ended.
         flight: Or the calls that share it, until their replies.
+        ending: The last message that told of a pack's end, and that pack.
         accepting: The message that is handled, and what of its results was taken over.
         chunk: What a stream socket gave, the messages of it that are not handled yet, the
             rest, and what is wrong with that.
@@ -91,6 +92,7 @@ class WorkerHandle:
         self.leased: tuple[Ref, ...] = ()  # for a call that is just being sent
         self.slots = options.actor.slots if options.actor is not None else 1
         self.accepting = NOTHING
+        self.ending: tuple[bytes | None, tuple[int, ...]] = (None, ())
         self.chunk: tuple[bytes, list[bytes], bytes, MalformedMessage | None] | None = (
             None
         )
@@ -271,15 +273,21 @@ class WorkerHandle:
         self.warning = ""
         self.flight.pop(call, None)
 
-    def keep(self, calls: Collection[int] = ()) -> None:
-        """Of what it was sent these are left; all that came behind them goes elsewhere."""
+    def keep(self, calls: Collection[int]) -> None:
+        """Of its pack these are left; all that came behind them goes elsewhere.
+
+        The first one stays in any case: by it one knows that the pack has not ended.
+        """
         pack = self.pack
-        while pack and pack[-1] not in calls:
+        while len(pack) > 1 and pack[-1] not in calls:
             pack = pack[:-1]
         self.pack = pack
-        if not calls:
-            self.request = 0
-            self.flight.clear()
+
+    def keep_nothing(self) -> None:
+        """It is dead: what it was sent, and had not begun, goes elsewhere."""
+        self.pack = ()
+        self.request = 0
+        self.flight.clear()
 
     @property
     def sent(self) -> tuple[int, ...]:
