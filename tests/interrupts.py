@@ -39,10 +39,12 @@ class Interrupter:
 
     Args:
         at: At which of these places in the package; 0 for none, to count them.
+        spared: Parts of the names of files in which it does not.
     """
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, spared: tuple[str, ...] = NOT_HERE) -> None:
         self.at = at
+        self._spared = spared
         self.seen = 0
         self.where = ""
 
@@ -58,7 +60,7 @@ class Interrupter:
     def _enter(self, frame: FrameType, _event: str, _arg: object) -> Any:
         code = frame.f_code
         name = code.co_filename
-        if not name.startswith(ROOT) or any(part in name for part in NOT_HERE):
+        if not name.startswith(ROOT) or any(part in name for part in self._spared):
             return None
         if code.co_name == "__del__":
             return None  # what is raised in there goes nowhere: so Python has it

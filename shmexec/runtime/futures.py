@@ -84,6 +84,9 @@ class Future(BaseFuture[T]):
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._state = PENDING
+        # Set here once: CPython gives an object whose attributes come in another order
+        # than those of others a dictionary of its own, of some 250 bytes.
+        self._waiting = None
 
     def attach(self, pool: Pool, call: int) -> None:
         """Tie the future to its call; for the pool only."""

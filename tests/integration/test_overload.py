@@ -93,7 +93,7 @@ def test_waiting_for_many_at_once_takes_little(blocked):
     where = ("*/shmexec/*", "*/concurrent/*", "*/threading.py")
     ours = snapshot.filter_traces([tracemalloc.Filter(True, name) for name in where])
     taken = sum(each.size for each in ours.statistics("filename"))
-    assert taken / len(futures) <= 100, ours.statistics("lineno")[:5]
+    assert taken / len(futures) <= 100, [str(s) for s in ours.statistics("lineno")[:3]]
     gate.open()
     done = concurrent.futures.as_completed(futures)
     assert sorted(future.result() for future in done) == list(range(3000))

@@ -24,7 +24,7 @@ def new_host():
 def let_go(host, at):
     """A view dies, and an interrupt strikes meanwhile; at how many places it might."""
     views = [host.keep(host.allocate("pool", 1000, "calls"))]
-    interrupter = Interrupter(at)
+    interrupter = Interrupter(at, spared=())
     interrupter.run(views.clear)
     return interrupter.seen
 
