@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from shmexec.wire.channel import send_blocking
 from shmexec.wire.messages import (
     Kind,
     Message,
@@ -44,11 +45,7 @@ def arena() -> Any:
 
 def say(data: bytes) -> None:
     """Send bytes as they are."""
-    to = line().replies
-    if line().packets:
-        to.send(data)
-    else:
-        to.sendall(len(data).to_bytes(4, "little") + data)
+    send_blocking(line().replies, data, packets=line().packets)
 
 
 def request() -> int:
