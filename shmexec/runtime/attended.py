@@ -114,7 +114,7 @@ class Attended:
             self._starting,
             self._handle,
         )
-        self._doing = doing = Doing(tables, self.outputs, self.stands)
+        self._doing = Doing(tables, self.outputs, self.stands)
         self._mending = Mending(
             tables,
             self._sending,
@@ -123,7 +123,12 @@ class Attended:
             self._starting,
             self._do,
         )
-        self._doers: dict[type, Callable[[Any], None]] = {
+        self._doers = self._who_does()
+
+    def _who_does(self) -> dict[type, Callable[[Any], None]]:
+        """By command."""
+        doing = self._doing
+        return {
             r.Send: self._sending.send,
             r.SendPack: self._sending.send_pack,
             r.TakeBack: doing.take_back,
