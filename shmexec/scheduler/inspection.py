@@ -74,22 +74,9 @@ def _validate_counts(state: State, packs: Packs) -> None:
     assert state.starting == by_state.count(WorkerState.STARTING)
     assert state.draining == by_state.count(WorkerState.DRAINING)
     assert packs.open == sum(w.look_at is not None for w in workers)
-    limited = sum(w.stop_at is not None for w in workers)
-    limited += sum(c.stop_at is not None for c in calls)
-    limited += sum(c.kill_at is not None for c in calls)
-    assert state.timed == limited
+    assert state.timed == state.count_limited()
     assert state.mute <= set(state.workers)
-    idle = {
-        w.id
-        for w in workers
-        if w.state is WorkerState.IDLE
-        or (
-            w.state is WorkerState.BUSY
-            and 0 < len(w.flight) < state.slots
-            and not w.heavy
-        )
-    }
-    assert set(state.idle) == idle
+    assert set(state.idle) == state.find_idle().keys()
     assert state.pending == sum(c.state is CallState.PENDING for c in calls)
     _validate_waiting(state)
 

@@ -139,21 +139,8 @@ class Recovery:
         state.starting = by_state.count(WorkerState.STARTING)
         state.draining = by_state.count(WorkerState.DRAINING)
         self._packs.open = sum(w.look_at is not None for w in workers)
-        state.timed = (
-            sum(w.stop_at is not None for w in workers)
-            + sum(c.stop_at is not None for c in calls)
-            + sum(c.kill_at is not None for c in calls)
-        )
-        free = {
-            w.id: w
-            for w in workers
-            if w.state is WorkerState.IDLE
-            or (
-                w.state is WorkerState.BUSY
-                and 0 < len(w.flight) < state.slots
-                and not w.heavy
-            )
-        }
+        state.timed = state.count_limited()
+        free = state.find_idle()
         order = [*(n for n in state.idle if n in free), *free]
         state.idle.clear()
         state.idle.update((n, free[n]) for n in dict.fromkeys(order))

@@ -71,6 +71,28 @@ class State:
         """Workers that count against the maximum."""
         return len(self.workers) - (0 if self.exclusive else self.draining)
 
+    def count_limited(self) -> int:
+        """What :attr:`timed` is to be."""
+        workers, calls = self.workers.values(), self.calls.values()
+        return (
+            sum(worker.stop_at is not None for worker in workers)
+            + sum(call.stop_at is not None for call in calls)
+            + sum(call.kill_at is not None for call in calls)
+        )
+
+    def find_idle(self) -> dict[int, Worker]:
+        """What :attr:`idle` is to hold: workers that may be sent a call, in any order."""
+        return {
+            worker.id: worker
+            for worker in self.workers.values()
+            if worker.state is WorkerState.IDLE
+            or (
+                worker.state is WorkerState.BUSY
+                and 0 < len(worker.flight) < self.slots
+                and not worker.heavy
+            )
+        }
+
     def known(self, number: int) -> Worker:
         """The worker of this number.
 
