@@ -61,7 +61,8 @@ class Quotas:
         self.wanting: list[_Want] = []
         """Workers that wait for an answer."""
         self._trim_at: float | None = None
-        self._strains = 0
+        # Those of before this pool was there are no reason for it to give anything back.
+        self._strains = tables.host.lending.strains
 
     def handle_want(self, handle: WorkerHandle, message: Message) -> None:
         """A worker wants room; :meth:`answer` is to follow.

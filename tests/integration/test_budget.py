@@ -298,8 +298,11 @@ def test_nothing_fails_as_long_as_what_lives_fits(
 
 def on_disk(host):
     """Bytes of shared memory that the system has given to this program and its workers."""
-    segments = [host.arena.segment, *(each.segment for each in host._workers.values())]
-    return sum(os.fstat(each.descriptor).st_blocks * 512 for each in segments)
+    return sum(map(on_disk_in, [host.arena, *host._workers.values()]))
+
+
+def on_disk_in(arena):
+    return os.fstat(arena.segment.descriptor).st_blocks * 512
 
 
 def mapped(pid):
@@ -361,6 +364,17 @@ def test_without_an_executor_shared_arrays_go_when_they_are_dropped():
     shared.clear()
     assert on_disk(host) <= max(before, 32 * MB)
     assert host.budget.used() == 0
+
+
+def test_a_new_executor_keeps_its_memory_whoever_was_short_of_some_before(busy):
+    host = busy._pool.host
+    before = host.lending.strains
+    assert busy.submit(faults.total, faults.filled(60 * MB)).result() == 60 * MB
+    assert host.lending.strains > before
+    with shmexec.Executor(1) as executor:
+        array = faults.filled(48 * MB)
+        assert executor.submit(faults.total, array).result() == 48 * MB
+        assert not wait_until(lambda: on_disk_in(host.arena) < 48 * MB, 0.5)
 
 
 def test_with_its_last_executor_a_program_gives_back_what_is_idle():

@@ -36,8 +36,7 @@ def there_and_back(pool):
         copied_out = after.bytes_copied_out - before.bytes_copied_out
         assert nbytes - SMALL <= copied_in <= nbytes + SMALL
         # None at all where the memory it came in can be handed back.
-        least = 0 if after.native else nbytes - SMALL
-        assert least <= copied_out <= nbytes + SMALL
+        assert copied_out <= nbytes + SMALL
         assert type(result) is type(value)
         return result
 
