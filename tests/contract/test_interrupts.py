@@ -380,11 +380,15 @@ def test_an_interrupt_at_every_place(make_executor, way):
 def interrupt_often(executor, presses, seed):
     """Real signals into a loop of calls that take no time."""
     number = random.Random(seed)
+    ready = False  # a press would be caught
     left = presses
 
     def press_on():
-        nonlocal left
+        nonlocal left, ready
         while left:
+            while not ready:
+                time.sleep(0.0005)
+            ready = False
             time.sleep(number.uniform(0.0005, 0.01))
             left -= 1
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
@@ -397,6 +401,7 @@ def interrupt_often(executor, presses, seed):
         with contextlib.suppress(KeyboardInterrupt):  # one while the last is caught
             try:
                 while presser.is_alive():
+                    ready = True  # each time: an interrupt may end in a finalizer
                     futures = [executor.submit(calls.same, i) for i in range(4)]
                     assert [future.result() for future in futures] == [0, 1, 2, 3]
             except (KeyboardInterrupt, CancelledError):

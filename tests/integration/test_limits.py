@@ -353,6 +353,7 @@ def test_a_start_that_is_refused_while_others_run(monkeypatch, gate):
         gate.arrived()
         with pytest.warns(RuntimeWarning, match="goes on with 1 of 3 workers") as told:
             assert goes_on(executor, gate)
+            assert wait_until(lambda: told)
         assert first.result() == 1
     assert len(told) == 1
     assert len(started) <= 3

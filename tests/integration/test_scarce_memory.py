@@ -69,9 +69,9 @@ def paused(make_executor, machine, gate):
     first = executor.submit(hoards.hold_behind, gate, 1)
     gate.arrived()
     machine.free = GB // 2
-    with pytest.warns(shmexec.MemoryWarning, match="537 MB of .*=1000 MB"):
+    with pytest.warns(shmexec.MemoryWarning, match="537 MB of .*=1000 MB") as told:
         assert wait_until(lambda: executor.stats().paused)
-        assert wait_until(lambda: not executor._pool._remarks)
+        assert wait_until(lambda: told)
     yield executor
     gate.open()
     first.result()
