@@ -12,10 +12,27 @@ import threading
 import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
 
 from shmexec import aio
 from shmexec.closing import AsyncClosing
@@ -41,10 +58,14 @@ from shmexec.worker.actor import Instance, build, call_method, unknown_method
 
 __all__ = ["Actor", "make_actor"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
 _NEAREST_FIRST = ("busy", "ready", "starting", "closing", "failed", "closed")
 
 
-class Actor(AsyncClosing):
+class Actor(AsyncClosing, Generic[T]):
     """Instances of a class, each in a worker of its own; see :meth:`Executor.actor`.
 
     Methods are called as attributes: ``node.process(x)`` returns a :class:`Future` at
@@ -88,11 +109,48 @@ class Actor(AsyncClosing):
             self._methods.check(self._name, name)
         return partial(self.call, name)
 
-    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method by its name.
+    @overload
+    def call(
+        self,
+        method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Future[R]: ...
+
+    @overload
+    def call(  # type: ignore[overload-overlap]  # a result may be anything
+        self,
+        method: Callable[Concatenate[T, P], Iterator[R] | AsyncIterator[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Stream[R]: ...
+
+    @overload
+    def call(
+        self,
+        method: Callable[Concatenate[T, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Future[R]: ...
+
+    @overload
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    def call(
+        self, method: str | Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call a method by its name, or by what the class has under that.
+
+        ``node.call(Model.process, x)`` is ``node.process(x)``, but type checkers know
+        what it takes and what comes back, which attributes of ``node`` cannot tell them.
 
         Args:
             method: Its name. Any attribute of the instance that can be called will do.
+                Or a method of the class, or of a base class of it: then the instance's
+                own of that name is called.
             *args: Its arguments, as for :meth:`Executor.submit`.
             **kwargs: Its keyword arguments.
 
@@ -104,20 +162,73 @@ class Actor(AsyncClosing):
             PoolBroken: If the instance could not be built.
             PoolClosed: After :meth:`close`, or the executor's shutdown.
         """
-        if self._methods is not None and self._methods.yields(method):
-            return self.stream(method, *args, **kwargs)
-        return self._submit(method, args, kwargs)
+        name = _name_of(method)
+        if self._methods is not None and self._methods.yields(name):
+            return self.stream(name, *args, **kwargs)
+        return self._submit(name, args, kwargs)
 
-    async def acall(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method by its name and await its result.
+    @overload
+    async def acall(
+        self,
+        method: Callable[Concatenate[T, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+
+    @overload
+    async def acall(
+        self,
+        method: Callable[Concatenate[T, P], R],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+
+    @overload
+    async def acall(self, method: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    async def acall(
+        self, method: str | Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As :meth:`call`, and await the result.
 
         If the awaiting task is cancelled, so is the call; if it runs it is stopped.
         """
-        future = await aio.submit(self._submit, method, args, kwargs)
+        future = await aio.submit(self._submit, _name_of(method), args, kwargs)
         return await aio.result_of(future)
 
+    @overload
+    def stream(
+        self,
+        method: Callable[Concatenate[T, ...], Iterable[R] | AsyncIterable[R]],
+        /,
+        *args: Any,
+        buffersize: int,
+        **kwargs: Any,
+    ) -> Stream[R]: ...
+
+    @overload
+    def stream(
+        self,
+        method: Callable[Concatenate[T, P], Iterable[R] | AsyncIterable[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Stream[R]: ...
+
+    @overload
     def stream(
         self, method: str, /, *args: Any, buffersize: int = 16, **kwargs: Any
+    ) -> Stream[Any]: ...
+
+    def stream(  # type: ignore[misc]  # no method can be given its own `buffersize`
+        self,
+        method: str | Callable[..., Any],
+        /,
+        *args: Any,
+        buffersize: int = 16,
+        **kwargs: Any,
     ) -> Stream[Any]:
         """Call a method that yields, or returns something to iterate over.
 
@@ -125,7 +236,7 @@ class Actor(AsyncClosing):
         others are.
 
         Args:
-            method: Its name.
+            method: Its name, or what the class has under that, see :meth:`call`.
             *args: Its arguments.
             buffersize: How many items it may be ahead of the consumer.
             **kwargs: Its keyword arguments.
@@ -134,9 +245,10 @@ class Actor(AsyncClosing):
             An iterator, also an asynchronous one; see :meth:`Executor.stream`.
         """
         ahead = positive_int("buffersize", buffersize, CREDIT_AT_MOST)
+        name = _name_of(method)
         index = self._enter()
         try:
-            stream = self._replicas[index].stream(method, args, kwargs, ahead)
+            stream = self._replicas[index].stream(name, args, kwargs, ahead)
         finally:
             self._leave(index)
         return stream.keep_alive(self)
@@ -235,6 +347,14 @@ class Actor(AsyncClosing):
         number = len(self._replicas)
         many = "" if number == 1 else f", {number} replicas"
         return f"<shmexec.Actor of {self._name}: {self.state}{many}>"
+
+
+def _name_of(method: str | Callable[..., Any]) -> str:
+    name = method if isinstance(method, str) else getattr(method, "__name__", None)
+    if not isinstance(name, str):
+        msg = f"a method is given by its name, or as Class.method, not as {method!r}"
+        raise TypeError(msg)
+    return name
 
 
 class _Methods:
@@ -453,7 +573,7 @@ def make_actor(
     max_concurrency: int,
     initialize_timeout: float | None,
     owner: object,
-) -> Actor:
+) -> Actor[Any]:
     """See :meth:`shmexec.Executor.actor`, which calls it.
 
     Args:

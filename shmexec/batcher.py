@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -33,8 +33,10 @@ QUEUED_BATCHES = 16
 
 OnFull = Literal["wait", "refuse"]
 
+T = TypeVar("T")
 
-class Batcher(Closing):
+
+class Batcher(Closing, Generic[T]):
     """Takes single items and runs a function on batches of them.
 
     Made by :meth:`shmexec.Executor.batcher`, which tells what it does. Any number of
@@ -70,7 +72,7 @@ class Batcher(Closing):
         self._finalizer = weakref.finalize(self, self._gatherer.abandon)
         self._finalizer.atexit = False
 
-    def __call__(self, item: Any) -> Future[Any]:
+    def __call__(self, item: Any) -> Future[T]:
         """Submit one item.
 
         Args:
@@ -100,7 +102,7 @@ class Batcher(Closing):
                     raise
             self._gatherer.gate().result()
 
-    async def acall(self, item: Any) -> Any:
+    async def acall(self, item: Any) -> T:
         """Submit one item and await its part of the result.
 
         While the queue is full it awaits room, unless ``on_full="refuse"``. Cancelling

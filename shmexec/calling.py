@@ -21,6 +21,8 @@ from shmexec.options import CREDIT_AT_MOST, CallOptions, Options, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Unpack
 
     from shmexec.actors import Actor
     from shmexec.batcher import Batcher, OnFull
@@ -30,9 +32,15 @@ if TYPE_CHECKING:
     from shmexec.runtime.pool import Pool
     from shmexec.runtime.streams import Stream
     from shmexec.scripts import Script
+    from shmexec.signatures import AsyncMapSettings, MapSettings
 
 P = ParamSpec("P")
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
 
 
 class Calling(ABC):
@@ -54,7 +62,7 @@ class Calling(ABC):
         """The executor: what is made here and needs its pool keeps it alive."""
 
     @abstractmethod
-    def _adopt(self, made: Actor | Pipeline) -> None:
+    def _adopt(self, made: Actor[Any] | Pipeline[Any, Any]) -> None:
         """What has workers of its own was made: it ends with the executor."""
 
     # -- single calls ------------------------------------------------------------------
@@ -132,14 +140,33 @@ class Calling(ABC):
         future = await aio.submit(self.submit, fn, *args, **kwargs)
         return await aio.result_of(future)
 
+    @overload
     def stream(
         self,
         fn: Callable[..., Iterable[T] | AsyncIterable[T]],
         /,
         *args: Any,
+        buffersize: int,
+        **kwargs: Any,
+    ) -> Stream[T]: ...
+
+    @overload
+    def stream(
+        self,
+        fn: Callable[P, Iterable[T] | AsyncIterable[T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Stream[T]: ...
+
+    def stream(  # type: ignore[misc]  # no function can be given its own `buffersize`
+        self,
+        fn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
+        /,
+        *args: Any,
         buffersize: int = 16,
         **kwargs: Any,
-    ) -> Stream[T]:
+    ) -> Stream[Any]:
         """Run a generator function in a worker; its items come as they are yielded.
 
         Iterate with ``for`` or ``async for``. Leaving the loop closes the generator in
@@ -176,16 +203,117 @@ class Calling(ABC):
 
     # -- many calls --------------------------------------------------------------------
 
+    @overload
+    def map(
+        self,
+        fn: Callable[[A], Coroutine[Any, Any, T]],
+        a: Iterable[A],
+        /,
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B], Coroutine[Any, Any, T]],
+        a: Iterable[A],
+        b: Iterable[B],
+        /,
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        a: Iterable[Any],
+        b: Iterable[Any],
+        c: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A], T],
+        a: Iterable[A],
+        /,
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B], T],
+        a: Iterable[A],
+        b: Iterable[B],
+        /,
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B, C], T],
+        a: Iterable[A],
+        b: Iterable[B],
+        c: Iterable[C],
+        /,
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B, C, D], T],
+        a: Iterable[A],
+        b: Iterable[B],
+        c: Iterable[C],
+        d: Iterable[D],
+        /,
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[A, B, C, D, E], T],
+        a: Iterable[A],
+        b: Iterable[B],
+        c: Iterable[C],
+        d: Iterable[D],
+        e: Iterable[E],
+        /,
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    @overload
     def map(
         self,
         fn: Callable[..., T],
+        a: Iterable[Any],
+        b: Iterable[Any],
+        c: Iterable[Any],
+        d: Iterable[Any],
+        e: Iterable[Any],
+        f: Iterable[Any],
+        /,
+        *more: Iterable[Any],
+        **settings: Unpack[MapSettings],
+    ) -> Iterator[T]: ...
+
+    def map(
+        self,
+        fn: Callable[..., Any],
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int | None = None,
         buffersize: int | None = None,
         ordered: bool = True,
         progress: bool = False,
-    ) -> Iterator[T]:
+    ) -> Iterator[Any]:
         """Call ``fn`` for each item, or for items of several iterables in parallel.
 
         Args:
@@ -221,13 +349,114 @@ class Calling(ABC):
             progress=progress,
         )
 
+    @overload
+    def amap(
+        self,
+        fn: Callable[[A], Coroutine[Any, Any, T]],
+        a: Iterable[A] | AsyncIterable[A],
+        /,
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    @overload
+    def amap(
+        self,
+        fn: Callable[[A, B], Coroutine[Any, Any, T]],
+        a: Iterable[A] | AsyncIterable[A],
+        b: Iterable[B] | AsyncIterable[B],
+        /,
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    @overload
+    def amap(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, T]],
+        a: Iterable[Any] | AsyncIterable[Any],
+        b: Iterable[Any] | AsyncIterable[Any],
+        c: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *more: Iterable[Any] | AsyncIterable[Any],
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    @overload
+    def amap(
+        self,
+        fn: Callable[[A], T],
+        a: Iterable[A] | AsyncIterable[A],
+        /,
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    @overload
+    def amap(
+        self,
+        fn: Callable[[A, B], T],
+        a: Iterable[A] | AsyncIterable[A],
+        b: Iterable[B] | AsyncIterable[B],
+        /,
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    @overload
+    def amap(
+        self,
+        fn: Callable[[A, B, C], T],
+        a: Iterable[A] | AsyncIterable[A],
+        b: Iterable[B] | AsyncIterable[B],
+        c: Iterable[C] | AsyncIterable[C],
+        /,
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    @overload
+    def amap(
+        self,
+        fn: Callable[[A, B, C, D], T],
+        a: Iterable[A] | AsyncIterable[A],
+        b: Iterable[B] | AsyncIterable[B],
+        c: Iterable[C] | AsyncIterable[C],
+        d: Iterable[D] | AsyncIterable[D],
+        /,
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    @overload
+    def amap(
+        self,
+        fn: Callable[[A, B, C, D, E], T],
+        a: Iterable[A] | AsyncIterable[A],
+        b: Iterable[B] | AsyncIterable[B],
+        c: Iterable[C] | AsyncIterable[C],
+        d: Iterable[D] | AsyncIterable[D],
+        e: Iterable[E] | AsyncIterable[E],
+        /,
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    @overload
     def amap(
         self,
         fn: Callable[..., T],
+        a: Iterable[Any] | AsyncIterable[Any],
+        b: Iterable[Any] | AsyncIterable[Any],
+        c: Iterable[Any] | AsyncIterable[Any],
+        d: Iterable[Any] | AsyncIterable[Any],
+        e: Iterable[Any] | AsyncIterable[Any],
+        f: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *more: Iterable[Any] | AsyncIterable[Any],
+        **settings: Unpack[AsyncMapSettings],
+    ) -> AsyncIterator[T]: ...
+
+    def amap(
+        self,
+        fn: Callable[..., Any],
         *iterables: Iterable[Any] | AsyncIterable[Any],
         buffersize: int | None = None,
         ordered: bool = True,
-    ) -> AsyncIterator[T]:
+    ) -> AsyncIterator[Any]:
         """As :meth:`map`, for ``async for``; reads the iterables only as far as needed.
 
         Args:
@@ -252,7 +481,7 @@ class Calling(ABC):
 
     def map_batches(
         self,
-        fn: Callable[..., Any],
+        fn: Callable[..., npt.ArrayLike],
         X: Any,  # noqa: N803  (the field's name for it)
         *more: Any,
         batch_size: int | None = None,
@@ -302,6 +531,18 @@ class Calling(ABC):
             progress=progress,
         )
 
+    @overload
+    def batcher(
+        self,
+        fn: Callable[..., list[T]],
+        *,
+        max_batch_size: int = 64,
+        max_delay: float = 0.0,
+        max_queue: int | None = None,
+        on_full: OnFull = "wait",
+    ) -> Batcher[T]: ...
+
+    @overload
     def batcher(
         self,
         fn: Callable[..., Any],
@@ -310,7 +551,17 @@ class Calling(ABC):
         max_delay: float = 0.0,
         max_queue: int | None = None,
         on_full: OnFull = "wait",
-    ) -> Batcher:
+    ) -> Batcher[Any]: ...
+
+    def batcher(
+        self,
+        fn: Callable[..., Any],
+        *,
+        max_batch_size: int = 64,
+        max_delay: float = 0.0,
+        max_queue: int | None = None,
+        on_full: OnFull = "wait",
+    ) -> Batcher[Any]:
         """A callable that takes single items and runs ``fn`` on batches of them.
 
         Many threads and ``asyncio`` tasks call it; what they submit while the workers
@@ -415,7 +666,49 @@ class Calling(ABC):
         )
         return Script(file, options)
 
+    @overload
     def actor(
+        self,
+        cls: Callable[..., T],
+        /,
+        *args: Any,
+        replicas: int,
+        max_concurrency: int = ...,
+        initialize_timeout: float | None = ...,
+        **kwargs: Any,
+    ) -> Actor[T]: ...
+
+    @overload
+    def actor(
+        self,
+        cls: Callable[..., T],
+        /,
+        *args: Any,
+        max_concurrency: int,
+        initialize_timeout: float | None = ...,
+        **kwargs: Any,
+    ) -> Actor[T]: ...
+
+    @overload
+    def actor(
+        self,
+        cls: Callable[..., T],
+        /,
+        *args: Any,
+        initialize_timeout: float | None,
+        **kwargs: Any,
+    ) -> Actor[T]: ...
+
+    @overload
+    def actor(
+        self,
+        cls: Callable[P, T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Actor[T]: ...
+
+    def actor(  # type: ignore[misc]  # nor can a class its own `replicas`
         self,
         cls: Callable[..., Any],
         /,
@@ -424,7 +717,7 @@ class Calling(ABC):
         max_concurrency: int = 1,
         initialize_timeout: float | None = None,
         **kwargs: Any,
-    ) -> Actor:
+    ) -> Actor[Any]:
         """Keep an instance of a class in a worker of its own; call its methods.
 
         It is built there, beginning now: ``cls(*args, **kwargs)``, then its method
@@ -486,7 +779,7 @@ class Calling(ABC):
         self._adopt(made)
         return made
 
-    def pipeline(self, *stages: Any, buffersize: int = 2) -> Pipeline:
+    def pipeline(self, *stages: Any, buffersize: int = 2) -> Pipeline[Any, Any]:
         """Chain stages, each in a worker of its own.
 
         Items go through all of them, in order. What a stage returns is passed on from its

@@ -146,7 +146,7 @@ class SharedMemoryFull(ShmexecError, MemoryError):
         super().__init__(message)
         self.needed = needed
         self.used = used
-        self.free = max(0, budget - used)
+        self.free: int = max(0, budget - used)
         self.budget = budget
 
 

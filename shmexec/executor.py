@@ -24,10 +24,19 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor as BaseExecutor
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TextIO,
+    TypeVar,
+    overload,
+)
 
 from shmexec.calling import Calling
 from shmexec.errors import MemoryWarning
@@ -52,12 +61,14 @@ if TYPE_CHECKING:
     from shmexec.runtime.pool import Pool
     from shmexec.runtime.streams import Stream
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 __all__ = ["Executor", "OptionsView"]
 
 
-class Executor(Calling, BaseExecutor):
+# `map` refuses arguments that do not fit the function, which its base class lets pass.
+class Executor(Calling, BaseExecutor):  # type: ignore[misc]
     """A pool of persistent worker processes; NumPy arrays go through shared memory.
 
     Takes what ``ProcessPoolExecutor`` takes, and more. Workers start as calls need
@@ -174,7 +185,9 @@ class Executor(Calling, BaseExecutor):
         self._max_workers = self._options.max_workers  # Dask reads it
         self._warned = False
         self._pool = _make_pool(self._options)
-        self._actors: weakref.WeakSet[Actor | Pipeline] = weakref.WeakSet()
+        self._actors: weakref.WeakSet[Actor[Any] | Pipeline[Any, Any]] = (
+            weakref.WeakSet()
+        )
         # Calls that were submitted still finish, as in the standard library.
         self._finalizer = weakref.finalize(self, _abandon, self._pool, self._actors)
         self._finalizer.atexit = False
@@ -184,7 +197,7 @@ class Executor(Calling, BaseExecutor):
     def _owner(self) -> Executor:
         return self
 
-    def _adopt(self, made: Actor | Pipeline) -> None:
+    def _adopt(self, made: Actor[Any] | Pipeline[Any, Any]) -> None:
         self._actors.add(made)
         self._warn_of_growth()
 
@@ -229,7 +242,23 @@ class Executor(Calling, BaseExecutor):
             ),
         )
 
-    def broadcast(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> list[T]:
+    @overload
+    def broadcast(
+        self,
+        fn: Callable[P, Coroutine[Any, Any, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list[T]: ...
+
+    @overload
+    def broadcast(
+        self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> list[T]: ...
+
+    def broadcast(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> list[Any]:
         """Run a call once in every worker, starting all of them; waits for the results.
 
         Workers that start later have not run it: for those there is ``initializer``.
@@ -388,7 +417,9 @@ def _make_pool(options: Options) -> Pool | InlinePool:
     return Pool(options)
 
 
-def _abandon(pool: Pool | InlinePool, actors: Iterable[Actor | Pipeline]) -> None:
+def _abandon(
+    pool: Pool | InlinePool, actors: Iterable[Actor[Any] | Pipeline[Any, Any]]
+) -> None:
     """The executor was garbage-collected."""
     pool.abandon()
     held = list(actors)
@@ -397,7 +428,7 @@ def _abandon(pool: Pool | InlinePool, actors: Iterable[Actor | Pipeline]) -> Non
         threading.Thread(target=_close_all, args=(held,)).start()
 
 
-def _close_all(actors: list[Actor | Pipeline]) -> None:
+def _close_all(actors: list[Actor[Any] | Pipeline[Any, Any]]) -> None:
     for actor in actors:
         actor.close(wait=False)
 
@@ -420,5 +451,5 @@ class OptionsView(Calling):
     def _owner(self) -> Executor:
         return self._executor
 
-    def _adopt(self, made: Actor | Pipeline) -> None:
+    def _adopt(self, made: Actor[Any] | Pipeline[Any, Any]) -> None:
         self._executor._adopt(made)  # noqa: SLF001

@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from shmexec.actors import Actor, make_actor
 from shmexec.closing import AsyncClosing, Closing
@@ -25,6 +25,10 @@ from shmexec.wire.explaining import explain
 from shmexec.worker.stages import Builder
 
 __all__ = ["Pipeline", "Results", "Stage", "make_pipeline"]
+
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 class Stage:
@@ -71,11 +75,11 @@ class Stage:
                 "use functools.partial for a function"
             )
             raise TypeError(msg)
-        self.make = make
-        self.args = args if isinstance(make, type) else None
-        self.kwargs = kwargs
-        self.replicas = positive_int("replicas", replicas, WORKERS_AT_MOST)
-        self.name = _name_of(make)
+        self.make: Any = make
+        self.args: tuple[Any, ...] | None = args if isinstance(make, type) else None
+        self.kwargs: dict[str, Any] = kwargs
+        self.replicas: int = positive_int("replicas", replicas, WORKERS_AT_MOST)
+        self.name: str = _name_of(make)
 
     @property
     def flushes(self) -> bool:
@@ -102,7 +106,7 @@ class _Station(NamedTuple):
 
     name: str
     flushes: bool
-    actor: Actor
+    actor: Actor[Any]
 
     @property
     def replicas(self) -> Sequence[Replica]:
@@ -114,7 +118,7 @@ class _Station(NamedTuple):
         self.actor.close(wait)
 
 
-class Results(Closing, Iterator[Any], AsyncIterator[Any]):
+class Results(Closing, Iterator[Out], AsyncIterator[Out]):
     """What :meth:`Pipeline.map` returns: iterate over it, once.
 
     ``for`` and ``async for`` alike. Leaving the loop, dropping the iterator or
@@ -131,7 +135,7 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
         self._stream = conveyor.begin()
         self._over = False
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Out:
         if isinstance(self._source, AsyncIterator):
             msg = "items come from an asynchronous iterator: use `async for`"
             raise TypeError(msg)
@@ -150,7 +154,7 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
                 raise interrupt.with_traceback(None) from None
         raise StopIteration
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> Out:
         try:
             while not self._over:
                 while self._may_read():
@@ -230,14 +234,15 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
             entry, stream.came = stream.came, None
             return entry
 
-    def _opened(self, entry: Entry, stop: type[Exception]) -> Any:
+    def _opened(self, entry: Entry, stop: type[Exception]) -> Out:
         if entry.ends:
             self._over = True
             with self._conveyor.lock:
                 self._conveyor.active = None
             raise stop
         if entry.error is None:
-            return entry.value
+            value: Out = entry.value
+            return value
         self.close()
         try:
             raise entry.error
@@ -264,7 +269,7 @@ class Results(Closing, Iterator[Any], AsyncIterator[Any]):
             threading.Thread(target=leave, args=(self._stream,)).start()
 
 
-class Pipeline(AsyncClosing):
+class Pipeline(AsyncClosing, Generic[In, Out]):
     """Stages in workers of their own, chained; made by :meth:`Executor.pipeline`.
 
     Items go from worker to worker by reference: their arrays never come to this
@@ -286,7 +291,7 @@ class Pipeline(AsyncClosing):
         self._stations = stations
         self._conveyor = conveyor
 
-    def map(self, items: Iterable[Any] | AsyncIterable[Any]) -> Results:
+    def map(self, items: Iterable[In] | AsyncIterable[In]) -> Results[Out]:
         """Send items through all stages; an iterator over the results, in order.
 
         It reads items only as far as there is room for them, while a result is asked for.
@@ -307,7 +312,7 @@ class Pipeline(AsyncClosing):
         source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
         return Results(self._conveyor, source)
 
-    def submit(self, item: Any) -> Future[Any]:
+    def submit(self, item: In) -> Future[Out]:
         """Send one item; a future of what the last stage makes of it.
 
         Arrays behave as if they were copied when this returns. Waits while there is no
@@ -322,7 +327,7 @@ class Pipeline(AsyncClosing):
         """
         return self._conveyor.submit(item)
 
-    def flush(self) -> list[Any]:
+    def flush(self) -> list[Out]:
         """Flush the stages, behind all items so far; what comes out."""
         return list(self.map(()))
 
@@ -369,7 +374,7 @@ def make_pipeline(
     stages: Sequence[Any],
     buffersize: int,
     owner: object,
-) -> Pipeline:
+) -> Pipeline[Any, Any]:
     """See :meth:`Executor.pipeline`, which calls it.
 
     Args:
@@ -420,7 +425,7 @@ def _as_stage(given: Any) -> Stage:
 
 def _make_actor(
     options: Options, call: CallOptions, stage: Stage, *, last: bool
-) -> Actor:
+) -> Actor[Any]:
     builder = Builder(stage.name, stage.make, stage.args, stage.kwargs, last=last)
     return make_actor(
         options,

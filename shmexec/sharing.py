@@ -11,7 +11,16 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar, cast, get_args, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    SupportsIndex,
+    TypeVar,
+    cast,
+    get_args,
+    overload,
+)
 
 import numpy as np
 
@@ -27,8 +36,15 @@ from shmexec.runtime.room import RoomMaker
 from shmexec.wire.objects import PackedObject, Shared
 from shmexec.wire.pickling import is_masked, pickles_like_ndarray, rebuild_masked
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 A = TypeVar("A", bound=np.ndarray)
+S = TypeVar("S", bound=np.generic)
 T = TypeVar("T")
+
+Shape = SupportsIndex | Iterable[SupportsIndex]
+Order = Literal["C", "F"]
 
 __all__ = [
     "asarray",
@@ -106,8 +122,32 @@ def share(x: Any, mode: Sharing = "r") -> Any:
     return Shared(x, packed.placed(data))
 
 
+@overload
 def empty(
-    shape: Any, dtype: Any = float, order: str = "C", *, mode: Sharing = "r+"
+    shape: Shape, *, order: Order = "C", mode: Sharing = "r+"
+) -> npt.NDArray[np.float64]: ...
+@overload
+def empty(
+    shape: Shape,
+    dtype: type[S] | np.dtype[S],
+    order: Order = "C",
+    *,
+    mode: Sharing = "r+",
+) -> npt.NDArray[S]: ...
+@overload
+def empty(
+    shape: Shape,
+    dtype: npt.DTypeLike = float,
+    order: Order = "C",
+    *,
+    mode: Sharing = "r+",
+) -> npt.NDArray[Any]: ...
+def empty(
+    shape: Shape,
+    dtype: npt.DTypeLike = float,
+    order: Order = "C",
+    *,
+    mode: Sharing = "r+",
 ) -> np.ndarray:
     """A new array in shared memory, of any content.
 
@@ -126,18 +166,60 @@ def empty(
     return _make(shape, dtype, order, mode, None)
 
 
+@overload
 def zeros(
-    shape: Any, dtype: Any = float, order: str = "C", *, mode: Sharing = "r+"
+    shape: Shape, *, order: Order = "C", mode: Sharing = "r+"
+) -> npt.NDArray[np.float64]: ...
+@overload
+def zeros(
+    shape: Shape,
+    dtype: type[S] | np.dtype[S],
+    order: Order = "C",
+    *,
+    mode: Sharing = "r+",
+) -> npt.NDArray[S]: ...
+@overload
+def zeros(
+    shape: Shape,
+    dtype: npt.DTypeLike = float,
+    order: Order = "C",
+    *,
+    mode: Sharing = "r+",
+) -> npt.NDArray[Any]: ...
+def zeros(
+    shape: Shape,
+    dtype: npt.DTypeLike = float,
+    order: Order = "C",
+    *,
+    mode: Sharing = "r+",
 ) -> np.ndarray:
     """A new array of zeros in shared memory; see :func:`empty`."""
     return _make(shape, dtype, order, mode, None, clear=True)
 
 
+@overload
 def full(
-    shape: Any,
+    shape: Shape,
+    fill_value: object,
+    dtype: type[S] | np.dtype[S],
+    order: Order = "C",
+    *,
+    mode: Sharing = "r+",
+) -> npt.NDArray[S]: ...
+@overload
+def full(
+    shape: Shape,
+    fill_value: object,
+    dtype: npt.DTypeLike | None = None,
+    order: Order = "C",
+    *,
+    mode: Sharing = "r+",
+) -> npt.NDArray[Any]: ...
+def full(
+    shape: Shape,
     fill_value: Any,
-    dtype: Any = None,
-    order: str = "C",
+    dtype: npt.DTypeLike | None = None,
+    order: Order = "C",
     *,
     mode: Sharing = "r+",
 ) -> np.ndarray:
@@ -154,14 +236,38 @@ def full(
     return _make(shape, dtype, order, mode, fill)
 
 
-def empty_like(x: Any, dtype: Any = None, *, mode: Sharing = "r+") -> np.ndarray:
+@overload
+def empty_like(x: npt.NDArray[S], *, mode: Sharing = "r+") -> npt.NDArray[S]: ...
+@overload
+def empty_like(
+    x: npt.ArrayLike, dtype: type[S] | np.dtype[S], *, mode: Sharing = "r+"
+) -> npt.NDArray[S]: ...
+@overload
+def empty_like(
+    x: npt.ArrayLike, dtype: npt.DTypeLike | None = None, *, mode: Sharing = "r+"
+) -> npt.NDArray[Any]: ...
+def empty_like(
+    x: npt.ArrayLike, dtype: npt.DTypeLike | None = None, *, mode: Sharing = "r+"
+) -> np.ndarray:
     """A new array of the shape, order and (by default) dtype of ``x``; see :func:`empty`."""
     x = np.asanyarray(x)
     dtype = x.dtype if dtype is None else dtype
     return _make(x.shape, dtype, _order(x), mode, None)
 
 
-def asarray(x: Any, dtype: Any = None, *, mode: Sharing = "r+") -> np.ndarray:
+@overload
+def asarray(x: npt.NDArray[S], *, mode: Sharing = "r+") -> npt.NDArray[S]: ...
+@overload
+def asarray(
+    x: npt.ArrayLike, dtype: type[S] | np.dtype[S], *, mode: Sharing = "r+"
+) -> npt.NDArray[S]: ...
+@overload
+def asarray(
+    x: npt.ArrayLike, dtype: npt.DTypeLike | None = None, *, mode: Sharing = "r+"
+) -> npt.NDArray[Any]: ...
+def asarray(
+    x: npt.ArrayLike, dtype: npt.DTypeLike | None = None, *, mode: Sharing = "r+"
+) -> np.ndarray:
     """``x`` as an array in shared memory; ``x`` itself if it is one, shared alike.
 
     See :func:`empty`. Unlike :func:`share` it takes whatever ``np.asarray`` takes, and

@@ -64,8 +64,8 @@ class Future(BaseFuture[T]):
         cached: Whether the result was kept from an equal call before.
     """
 
-    cached = False
-    interrupted = False  # while it was settled
+    cached: bool = False
+    interrupted: bool = False  # while it was settled
     keep: Callable[[Any], object] | None = None
     """Given the result before anybody else has it, who might write to it."""
 

@@ -76,6 +76,26 @@ def test_arguments_go_as_they_are(node):
     assert node.what().result() == [{"name": "x", "method": 2}]
 
 
+def test_methods_are_called_by_what_the_class_has_too(executor):
+    class Twice(Counter):
+        def add(self, *args):
+            return 2 * super().add(*args)
+
+    with executor.actor(Twice) as node:
+        assert node.call(Twice.add, 1).result() == 2
+        assert (
+            node.call(Counter.add, 1).result() == 4
+        )  # the instance's own, as in Python
+        assert node.call(Counter.later, 3).result()[0] == 3
+        assert list(node.call(Counter.count, 3)) == list(node.stream("count", 3))
+        assert list(node.stream(Counter.count, 3)) == list(node.count(3))
+        assert asyncio.run(node.acall(Counter.add, 1)) == 6
+        with pytest.raises(TypeError, match=r"by its name, .* not as 3"):
+            node.call(3)
+        with pytest.raises(TypeError, match="not as 3"):
+            node.stream(3)
+
+
 def test_it_lives_in_a_worker_of_its_own(executor, node):
     pid = node.pid().result()
     assert pid != os.getpid()
