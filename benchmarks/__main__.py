@@ -16,22 +16,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from benchmarks import fresh, plot, report
-from benchmarks.case import Case
-from benchmarks.cases import CASES, choose
-from benchmarks.quantities import LIMIT, Term
-from benchmarks.results import Failure, Results, as_json, combined, from_json
-from benchmarks.sampling import Sample
-from benchmarks.systems import SYSTEMS
+from benchmarks import report
 from benchmarks.targets import TARGETS
+from shmexec.comparing import plot, running
+from shmexec.comparing.case import Case
+from shmexec.comparing.cases import CASES, choose
+from shmexec.comparing.quantities import LIMIT, Term
+from shmexec.comparing.results import Results, as_json, combined, from_json
+from shmexec.comparing.systems import SYSTEMS
 
 _REPEATS, _QUICK_REPEATS = 3, 1
-_TIMEOUT, _QUICK_TIMEOUT = 120.0, 30.0
-
-_COPIES_IN_MEMORY = 8
-"""So many of a case's arrays must fit into memory: pipes keep several copies."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,91 +163,22 @@ def _case_names() -> str:
 
 def _run_all(args: argparse.Namespace, cases: list[Case], results: Results) -> None:
     """Measure; what Ctrl-C leaves is kept."""
-    _leave_out(cases, results)
+    running.leave_out(cases, results)
     wanted = args.systems or [
         system.name for system in SYSTEMS.values() if not (args.quick and system.heavy)
     ]
-    systems = []
-    for name in wanted:
-        if (why := SYSTEMS[name].missing()) is not None:
-            results.absent[name] = why
-        else:
-            systems.append(name)
-    try:
-        _measure(systems, cases, results, args.timeout)
-    except KeyboardInterrupt:
-        print("interrupted: what was measured is written", file=sys.stderr)
-        results.interrupted = True
-
-
-def _leave_out(cases: list[Case], results: Results) -> None:
-    """Skip what does not fit into memory: swapping would be all it measured."""
-    free = psutil.virtual_memory().available
-    for case in cases:
-        if not results.quick and case.nbytes * _COPIES_IN_MEMORY > free:
-            results.skipped[case.name] = f"only {free >> 20} MB of memory are free"
-
-
-def _measure(
-    systems: list[str], cases: list[Case], results: Results, timeout: float | None
-) -> None:
-    """All measurements, one after the other."""
-    if timeout is None:
-        timeout = _QUICK_TIMEOUT if results.quick else _TIMEOUT
-    todo = [*_schedule(systems, cases, results)]
+    systems = running.present(wanted, results)
     start = time.monotonic()
-    for done, (repeat, system, name, nbytes) in enumerate(todo, 1):
-        sample: Sample | None = None
-        try:
-            sample = fresh.measure(
-                system,
-                name,
-                nbytes=nbytes,
-                workers=results.workers,
-                quick=results.quick,
-                timeout=timeout,
-                environment={} if system == LIMIT else SYSTEMS[system].environment,
-            )
-            said = _said(system, name, sample)
-        except fresh.Failed as failed:
-            said = f"FAILED: {failed}"
-            results.failures.append(Failure(system, name, repeat, str(failed)))
-        if system == LIMIT:
-            results.limits.setdefault((name, nbytes), []).append(sample)
-        else:
-            results.samples.setdefault((name, system), []).append(sample)
+
+    def say(done: int, of: int, what: str) -> None:
         passed = time.monotonic() - start
-        line = f"[{done}/{len(todo)}, {passed:.0f} s] {report.label(system, name)}"
-        print(f"{line}: {said}", file=sys.stderr, flush=True)
+        print(f"[{done}/{of}, {passed:.0f} s] {what}", file=sys.stderr, flush=True)
 
-
-def _said(system: str, name: str, sample: Sample) -> str:
-    if system == LIMIT:
-        return report.duration(sample.p50)
-    return report.amount(sample.p50, CASES[name])
-
-
-def _schedule(
-    systems: list[str], cases: list[Case], results: Results
-) -> Iterator[tuple[int, str, str, int]]:
-    """(repeat, system, case, bytes), so that what is compared is measured together.
-
-    Within a repeat the systems take turns in each case, each time beginning with another
-    one; the limits are taken just before the first case that needs them.
-    """
-    for repeat in range(results.repeats):
-        known: set[tuple[str, int]] = set()
-        for case in cases:
-            if case.name in results.skipped:
-                continue
-            there = [name for name in systems if SYSTEMS[name].takes_part(case)]
-            for term in _limits(case) if there else ():
-                if (term.case, term.nbytes) not in known:
-                    known.add((term.case, term.nbytes))
-                    yield repeat, LIMIT, term.case, term.nbytes
-            first = repeat % max(1, len(there))
-            for system in there[first:] + there[:first]:
-                yield repeat, system, case.name, case.nbytes
+    running.measure(
+        systems, cases, results, timeout=args.timeout, limits=_limits, say=say
+    )
+    if results.interrupted:
+        print("interrupted: what was measured is written", file=sys.stderr)
 
 
 def _limits(case: Case) -> Iterator[Term]:

@@ -289,4 +289,4 @@ POOLS: dict[str, Callable[[int], Pool]] = {
     "pebble": _Pebble,
     "ray": _Ray,
 }
-"""By their names in :data:`benchmarks.systems.SYSTEMS`."""
+"""By their names in :data:`shmexec.comparing.systems.SYSTEMS`."""

@@ -15,8 +15,9 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import breaking, leaks, work
+from benchmarks import breaking, leaks
 from benchmarks.breakable import POOLS, NeverCame, Pool
+from shmexec.comparing import work
 
 TIMEOUT = 0.2
 """Seconds that a call may take which never ends by itself."""

@@ -24,9 +24,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import fresh, recovery, storm
+from benchmarks import recovery, storm
 from benchmarks.breakable import POOLS
-from benchmarks.systems import SHMEXEC, SYSTEMS
+from shmexec.comparing import fresh
+from shmexec.comparing.systems import SHMEXEC, SYSTEMS
 
 _MACHINE = "machine"
 """Stands for a system: what the machine itself takes."""

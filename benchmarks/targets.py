@@ -7,11 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.programs import FRAME
-from benchmarks.quantities import BEST_PEER, NOTHING, Quantity, memcpy, ping_pong, taken
-from benchmarks.results import Results, median, ratios
-from benchmarks.sampling import MB
-from benchmarks.systems import FORK_PER_CALL, IN_PROCESS, SHARE, SHMEXEC, WITHOUT_NATIVE
+from shmexec.comparing.programs import FRAME
+from shmexec.comparing.quantities import (
+    BEST_PEER,
+    NOTHING,
+    Quantity,
+    memcpy,
+    ping_pong,
+    taken,
+)
+from shmexec.comparing.results import Results, median, ratios
+from shmexec.comparing.sampling import MB
+from shmexec.comparing.systems import (
+    FORK_PER_CALL,
+    IN_PROCESS,
+    SHARE,
+    SHMEXEC,
+    WITHOUT_NATIVE,
+)
 
 _NO_OP = "noop-latency"
 _SUBMIT = "noop-submit"

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import shmexec
-from benchmarks.limits import ping_pong
-from benchmarks.sampling import Plan
+from shmexec.comparing.limits import ping_pong
+from shmexec.comparing.sampling import Plan
 
 SCRIPT = """
 import time

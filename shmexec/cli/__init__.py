@@ -1,4 +1,4 @@
-"""The command line: ``shmexec run``, ``shmexec serve`` and ``shmexec demo``.
+"""The command line: ``shmexec run``, ``serve``, ``demo`` and ``bench``.
 
 Only the parser lives here; each command is a module of its own, imported when it is
 asked for, since workers import this package to reach :mod:`shmexec.cli.target`.
@@ -40,6 +40,8 @@ examples:
       --batch-size 256 --workers 4 --timeout 60
   shmexec serve model.py
       the script's functions for programs in other languages, by JSON-RPC
+  shmexec bench --quick
+      beside one process per call and what else is installed
 """
 
 _RUN_DESCRIPTION = """\
@@ -104,6 +106,28 @@ the pool, checks that all agree and prints what was measured.
 """
 
 
+_BENCH_DESCRIPTION = """\
+Compares this pool with one process per call and with the packages for it that are
+installed: concurrent.futures, multiprocessing, loky, joblib, mpire, Pebble, Ray, Dask.
+Each measurement is a process of its own; they take turns, and each result is checked.
+"limit" is what the machine itself takes for it, measured in the same run. Some minutes.
+"""
+
+_BENCH_EXAMPLES = """\
+examples:
+  shmexec bench
+  shmexec bench --quick
+      in about a minute: small arrays, without what takes long to start
+  shmexec bench --peers ppe-fork,joblib --cases both-64MB,mlp --repeats 5
+  shmexec bench --plot comparison.png --json figures.json
+  shmexec bench --list
+      the peers and cases that there are
+
+exit codes: 0 done, 1 a wrong result or a failure, 2 bad arguments, 130 Ctrl-C, with what
+was measured
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -143,6 +167,10 @@ def main(argv: list[str] | None = None) -> int:
         from shmexec.cli.demo import demo
 
         return demo(options)
+    if options.command == "bench":
+        from shmexec.cli.bench import bench
+
+        return bench(options)
     parser.print_help(sys.stderr)
     return 2
 
@@ -168,6 +196,7 @@ def _parser() -> _Parser:
     _add_run(commands)
     _add_serve(commands)
     _add_demo(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -268,6 +297,40 @@ def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--batch-size", type=_count, default=512, metavar="ROWS", help="default: 512"
     )
     demo.add_argument("--quick", action="store_true", help="less data, done in seconds")
+
+
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="compare with one process per call and with other packages",
+        description=_BENCH_DESCRIPTION,
+        epilog=_BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument("--quick", action="store_true", help="done in about a minute")
+    bench.add_argument(
+        "--peers", nargs="+", metavar="NAME", help="default: those installed"
+    )
+    bench.add_argument(
+        "--cases", nargs="+", metavar="NAME", help="cases or families of them"
+    )
+    bench.add_argument("--repeats", type=_count, metavar="N", help="default: 3")
+    _add_workers(bench)
+    bench.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="for each measurement (default: 120; 30 with --quick)",
+    )
+    bench.add_argument("--json", metavar="FILE", help="write all figures there")
+    bench.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw them: .png, .svg or .pdf (needs matplotlib)",
+    )
+    bench.add_argument(
+        "--list", action="store_true", help="name cases and peers, and end"
+    )
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:

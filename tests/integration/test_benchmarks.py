@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.caller import Caller
+from shmexec.comparing.caller import Caller
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,7 +92,7 @@ def test_bad_arguments(main, capsys, arguments, complaint):
 
 
 def test_a_failure_shows_in_table_and_exit_status(main, capsys, monkeypatch):
-    from benchmarks import fresh
+    from shmexec.comparing import fresh
 
     def fail(system: str, case: str, **_settings: object) -> None:
         raise fresh.Failed(f"{system} got {case} wrong")
@@ -105,7 +105,7 @@ def test_a_failure_shows_in_table_and_exit_status(main, capsys, monkeypatch):
 
 
 def test_a_peer_that_is_not_installed_is_named(main, capsys, monkeypatch):
-    from benchmarks import systems
+    from shmexec.comparing import systems
 
     absent = replace(systems.SYSTEMS["loky"], package="nonesuch")
     monkeypatch.setitem(systems.SYSTEMS, "loky", absent)
@@ -118,7 +118,7 @@ def test_a_peer_that_is_not_installed_is_named(main, capsys, monkeypatch):
 
 def test_a_peer_that_breaks_stops_nothing(main, capsys, monkeypatch):
     """The measuring process has no such system; the runner's has."""
-    from benchmarks import systems
+    from shmexec.comparing import systems
 
     broken = replace(systems.SYSTEMS["inprocess"], name="broken", title="broken")
     monkeypatch.setitem(systems.SYSTEMS, "broken", broken)
@@ -132,8 +132,8 @@ def test_a_peer_that_breaks_stops_nothing(main, capsys, monkeypatch):
 
 
 def test_what_was_measured_before_an_interrupt_is_kept(main, capsys, monkeypatch):
-    from benchmarks import fresh
-    from benchmarks.sampling import Sample
+    from shmexec.comparing import fresh
+    from shmexec.comparing.sampling import Sample
 
     def measure(system: str, case: str, **_settings: object) -> Sample:
         if case == "noop-submit":
@@ -176,8 +176,8 @@ class Liar(Caller):
     ],
 )
 def test_a_stale_result_is_noticed(name):
-    from benchmarks.cases import CASES
-    from benchmarks.sampling import Plan, WrongResult
+    from shmexec.comparing.cases import CASES
+    from shmexec.comparing.sampling import Plan, WrongResult
 
     with pytest.raises(WrongResult):
         CASES[name].measure(Liar(), Plan.of(0, quick=True))
@@ -185,9 +185,9 @@ def test_a_stale_result_is_noticed(name):
 
 @pytest.mark.parametrize("name", ["in-8KB", "out-8KB", "both-8KB", "plus-64MB"])
 def test_wrong_content_is_noticed(name):
-    from benchmarks import work
-    from benchmarks.cases import CASES
-    from benchmarks.sampling import Plan, WrongResult
+    from shmexec.comparing import work
+    from shmexec.comparing.cases import CASES
+    from shmexec.comparing.sampling import Plan, WrongResult
 
     class Spoiler(Caller):
         """All but the middle of an array arrives."""
@@ -208,7 +208,7 @@ def test_wrong_content_is_noticed(name):
 
 
 def test_a_child_that_takes_too_long_is_stopped():
-    from benchmarks import fresh
+    from shmexec.comparing import fresh
 
     with pytest.raises(fresh.Failed, match="was stopped after"):
         fresh.measure(
@@ -217,7 +217,7 @@ def test_a_child_that_takes_too_long_is_stopped():
 
 
 def test_a_child_that_breaks_gives_its_last_words():
-    from benchmarks import fresh
+    from shmexec.comparing import fresh
 
     with pytest.raises(fresh.Failed, match="KeyError: 'nonesuch'"):
         fresh.measure(
@@ -253,8 +253,8 @@ def test_a_reader_that_leaves_early_is_no_crash():
 
 def measured(repeats=3, **figures):
     """Results in which each "system:case" or limit has these figures."""
-    from benchmarks.results import Results
-    from benchmarks.sampling import Sample
+    from shmexec.comparing.results import Results
+    from shmexec.comparing.sampling import Sample
 
     results = Results(2, repeats, quick=False)
     for name, values in figures.items():
@@ -276,8 +276,8 @@ NOOPS = {
 
 
 def table_of(results, *names):
-    from benchmarks.cases import CASES
     from benchmarks.report import markdown
+    from shmexec.comparing.cases import CASES
 
     return rows(markdown(results, [CASES[name] for name in names]))
 
@@ -306,8 +306,8 @@ def test_the_arithmetic_of_targets():
 
 
 def test_bounds_of_targets():
-    from benchmarks.quantities import BEST_PEER, memcpy, taken
     from benchmarks.targets import Target
+    from shmexec.comparing.quantities import BEST_PEER, memcpy, taken
 
     results = measured(
         **{
@@ -335,11 +335,11 @@ def test_bounds_of_targets():
 
 
 def test_all_targets_and_limits_name_cases_and_systems():
-    from benchmarks.cases import CASES
-    from benchmarks.quantities import BEST_PEER, LIMIT
     from benchmarks.report import FAMILIES, README_CASES
-    from benchmarks.systems import SYSTEMS
     from benchmarks.targets import TARGETS
+    from shmexec.comparing.cases import CASES
+    from shmexec.comparing.quantities import BEST_PEER, LIMIT
+    from shmexec.comparing.systems import SYSTEMS
 
     sums = [case.limit for case in CASES.values()]
     sums += [quantity for target in TARGETS for quantity in (target.value, target.to)]
@@ -355,7 +355,7 @@ def test_all_targets_and_limits_name_cases_and_systems():
 
 
 def test_figures_survive_a_file():
-    from benchmarks.results import Failure, as_json, from_json
+    from shmexec.comparing.results import Failure, as_json, from_json
 
     results = measured(**NOOPS)
     results.failures.append(Failure("ray", "noop-latency", 1, "it broke"))
@@ -387,7 +387,7 @@ def test_the_readme_gets_the_table_between_its_markers(tmp_path):
 
 def test_the_plot_is_drawn_from_a_file_of_figures(tmp_path):
     pytest.importorskip("matplotlib")
-    from benchmarks.results import as_json
+    from shmexec.comparing.results import as_json
 
     figures = tmp_path / "figures.json"
     figures.write_text(json.dumps(as_json(measured(**NOOPS))), encoding="utf-8")
@@ -398,8 +398,8 @@ def test_the_plot_is_drawn_from_a_file_of_figures(tmp_path):
 
 
 def test_runs_are_put_together():
-    from benchmarks.quantities import BEST_PEER, taken
-    from benchmarks.results import as_json, combined, from_json, known
+    from shmexec.comparing.quantities import BEST_PEER, taken
+    from shmexec.comparing.results import as_json, combined, from_json, known
 
     one = measured(**NOOPS)
     other = measured(

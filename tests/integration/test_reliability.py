@@ -10,7 +10,7 @@ import pytest
 from benchmarks import leaks, recovery, storm
 from benchmarks.breakable import POOLS, NeverCame, Pool
 from benchmarks.reliability import Figures, failed, main, table
-from benchmarks.systems import SYSTEMS
+from shmexec.comparing.systems import SYSTEMS
 
 STORM = {
     "faults": 4,

@@ -20,9 +20,9 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks import work
-from benchmarks.quantities import MEMCPY, PING_PONG_ONE_CPU
-from benchmarks.sampling import Plan, Sample, check, sample
+from shmexec.comparing import work
+from shmexec.comparing.quantities import MEMCPY, PING_PONG_ONE_CPU
+from shmexec.comparing.sampling import Plan, Sample, check, sample
 
 _MESSAGE = bytes(64)
 

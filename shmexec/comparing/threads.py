@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import work
-from benchmarks.case import Case
-from benchmarks.sampling import Plan, Sample, check
+from shmexec.comparing import work
+from shmexec.comparing.case import Case
+from shmexec.comparing.sampling import Plan, Sample, check
 
 _THREADS = 64
 _ROWS = 100

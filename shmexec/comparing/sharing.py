@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import work
-from benchmarks.arrays import SIZES, title_of
-from benchmarks.caller import Caller
-from benchmarks.case import Case
-from benchmarks.quantities import memcpy, ping_pong, taken
-from benchmarks.sampling import MB, Plan, Sample, check, sample
+from shmexec.comparing import work
+from shmexec.comparing.arrays import SIZES, title_of
+from shmexec.comparing.caller import Caller
+from shmexec.comparing.case import Case
+from shmexec.comparing.quantities import memcpy, ping_pong, taken
+from shmexec.comparing.sampling import MB, Plan, Sample, check, sample
 
 _IN_PROCESS = "inprocess"
 _PAGE = 512  # elements of float64

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case
-from benchmarks.report import FAMILIES, amount, ours
-from benchmarks.results import Results, known, median, ratios
-from benchmarks.systems import IN_PROCESS, SHARE, SHMEXEC, SYSTEMS
+from shmexec.comparing.case import Case
+from shmexec.comparing.results import Results, known, median, ratios
+from shmexec.comparing.systems import IN_PROCESS, SHARE, SHMEXEC, SYSTEMS
+from shmexec.comparing.wording import FAMILIES, amount, ours
 
 _MARKERS = "osD^v<>PXhp*dH8"
 _GAP = 0.9  # between families, in rows

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from time import perf_counter
 
-from benchmarks import work
-from benchmarks.caller import Caller
-from benchmarks.case import Case
-from benchmarks.quantities import ping_pong
-from benchmarks.sampling import Plan, Sample, check
+from shmexec.comparing import work
+from shmexec.comparing.caller import Caller
+from shmexec.comparing.case import Case
+from shmexec.comparing.quantities import ping_pong
+from shmexec.comparing.sampling import Plan, Sample, check
 
 _FIRST = 4
 _PROBES = (10, 300, 5000)
@@ -42,6 +42,7 @@ def chunked_map(caller: Caller, plan: Plan) -> Sample:
 def _measure(ask: Callable[[range], Iterable[int]], full: int, plan: Plan) -> Sample:
     full = plan.amount(full)
     _timed(ask, _FIRST)  # the workers start
+    many, seconds = _FIRST, 0.0
     for many in _PROBES:
         seconds = _timed(ask, many)
         if seconds > plan.seconds / 10:  # the next one would take too long

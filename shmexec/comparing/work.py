@@ -153,6 +153,6 @@ def frame_stamp(frame: Any) -> Any:
 
 def import_slow(token: int) -> int:
     """Use a module that takes long to import."""
-    from benchmarks import slow_module
+    from shmexec.comparing import slow_module
 
     return slow_module.echo(token)

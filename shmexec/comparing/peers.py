@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.caller import Caller, Submit
+from shmexec.comparing.caller import Caller, Submit
 
 _SCATTER_FROM = 1 << 20
 """Bytes: larger arguments are ``scatter``ed, as Dask's warning about them asks for."""

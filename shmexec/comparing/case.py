@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.quantities import NOTHING, Quantity
-from benchmarks.sampling import Sample
+from shmexec.comparing.quantities import NOTHING, Quantity
+from shmexec.comparing.sampling import Sample
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Case:
         name: As given to ``--cases``; unique.
         family: Also good for ``--cases``: all of its cases, which share a table.
         title: As shown in the table.
-        measure: Takes a :class:`benchmarks.systems.Caller` and a plan, makes the calls,
+        measure: Takes a :class:`shmexec.comparing.systems.Caller` and a plan, makes the calls,
             checks every result, raises ``WrongResult``.
         nbytes: Of the array, 0 if there is none; a run leaves out what cannot fit.
         limit: What bounds it; ratios are taken to that, or to shmexec if it is empty.

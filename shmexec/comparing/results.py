@@ -8,14 +8,15 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quantities import BEST_PEER, LIMIT, Quantity, Term
-from benchmarks.sampling import Sample
-from benchmarks.systems import IN_PROCESS, SYSTEMS
+from shmexec.comparing.quantities import BEST_PEER, LIMIT, Quantity, Term
+from shmexec.comparing.sampling import Sample
+from shmexec.comparing.systems import IN_PROCESS, SYSTEMS
 
 Figures = list[float | None]
 """One for each repeat, None where there is none."""
@@ -117,11 +118,11 @@ class Results:
     def values(self, quantity: Quantity) -> Figures:
         """The value of a sum in each repeat."""
         return [
-            quantity.value(lambda term, at=repeat: self._figure(term, at), self.workers)
+            quantity.value(partial(self._figure, repeat), self.workers)
             for repeat in range(self.repeats)
         ]
 
-    def _figure(self, term: Term, repeat: int) -> float | None:
+    def _figure(self, repeat: int, term: Term) -> float | None:
         if term.system == LIMIT:
             samples = self.limits.get((term.case, term.nbytes), [])
             return self._padded(samples, "p50")[repeat]

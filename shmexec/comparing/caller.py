@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from benchmarks import work
+from shmexec.comparing import work
 
 CHUNKS_PER_WORKER = 4
 

@@ -12,10 +12,10 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks import work
-from benchmarks.caller import Caller
-from benchmarks.case import Case
-from benchmarks.sampling import Plan, Sample, check, sample
+from shmexec.comparing import work
+from shmexec.comparing.caller import Caller
+from shmexec.comparing.case import Case
+from shmexec.comparing.sampling import Plan, Sample, check, sample
 
 Opening = Callable[[], AbstractContextManager[Caller]]
 

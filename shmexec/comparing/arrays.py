@@ -17,11 +17,11 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks import work
-from benchmarks.caller import Caller
-from benchmarks.case import Case
-from benchmarks.quantities import Quantity, memcpy, ping_pong
-from benchmarks.sampling import MB, Plan, Sample, check, sample
+from shmexec.comparing import work
+from shmexec.comparing.caller import Caller
+from shmexec.comparing.case import Case
+from shmexec.comparing.quantities import Quantity, memcpy, ping_pong
+from shmexec.comparing.sampling import MB, Plan, Sample, check, sample
 
 SIZES = {"8KB": 8 << 10, "1MB": MB, "64MB": 64 * MB, "512MB": 512 * MB}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import (
+from shmexec.comparing import (
     arrays,
     latency,
     memory,
@@ -12,7 +12,7 @@ from benchmarks import (
     threads,
     throughput,
 )
-from benchmarks.case import Case
+from shmexec.comparing.case import Case
 
 _MODULES = (latency, throughput, threads, arrays, sharing, programs, start, memory)
 

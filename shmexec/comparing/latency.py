@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from benchmarks import work
-from benchmarks.caller import Caller
-from benchmarks.case import Case
-from benchmarks.quantities import ping_pong
-from benchmarks.sampling import Plan, Sample, check, sample
+from shmexec.comparing import work
+from shmexec.comparing.caller import Caller
+from shmexec.comparing.case import Case
+from shmexec.comparing.quantities import ping_pong
+from shmexec.comparing.sampling import Plan, Sample, check, sample
 
 
 def round_trip(caller: Caller, plan: Plan) -> Sample:

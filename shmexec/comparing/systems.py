@@ -3,7 +3,7 @@
 A system is a class that opens it with so many workers; it gives a :class:`Caller`. What
 it needs is imported there, so that no system pays for another's import. Each is used as
 its own documentation recommends; where that differs from a plain call it is said at the
-class. Packages of others are in :mod:`benchmarks.peers`.
+class. Packages of others are in :mod:`shmexec.comparing.peers`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from benchmarks import peers
-from benchmarks.caller import Caller, Submit
-from benchmarks.case import Case
+from shmexec.comparing import peers
+from shmexec.comparing.caller import Caller, Submit
+from shmexec.comparing.case import Case
 
 SHMEXEC = "shmexec"
 WITHOUT_NATIVE = "shmexec-nonative"
@@ -81,11 +81,6 @@ class System:
         """Why it cannot take part on this machine; None if it can."""
         if self.package and importlib.util.find_spec(self.package) is None:
             return "not installed"
-        if self.name == SHARE:
-            import shmexec
-
-            if not hasattr(shmexec, "share"):
-                return "not in this version of shmexec"
         return None
 
 
@@ -103,7 +98,7 @@ class _Share(Submit):
     def keep(self, value: Any) -> Any:
         import shmexec
 
-        return shmexec.share(value)  # type: ignore[attr-defined, unused-ignore]
+        return shmexec.share(value)
 
 
 class _ForkPerCall(Submit):

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.sampling import Sample
+from shmexec.comparing.sampling import Sample
 
-_FOLDER = Path(__file__).resolve().parent.parent
+_FOLDER = Path(__file__).resolve().parents[2]
+"""Where the package is: it is imported from there, and nothing from where one happens to be."""
 
 _ONE_THREAD = dict.fromkeys(
     (
@@ -42,13 +43,13 @@ def measure(
     timeout: float,
     environment: Mapping[str, str] | None = None,
 ) -> Sample:
-    """Run :mod:`benchmarks.child` in a new session.
+    """Run :mod:`shmexec.comparing.child` in a new session.
 
     Raises:
         Failed: If it gave a wrong result, broke, or left a process behind, or if that
             took longer than ``timeout`` seconds; the whole session is killed then.
     """
-    command = [sys.executable, "-m", "benchmarks.child", system, case]
+    command = [sys.executable, "-m", "shmexec.comparing.child", system, case]
     command += ["--nbytes", str(nbytes), "--workers", str(workers)]
     command += ["--quick"] if quick else []
     output, error = run(command, timeout, environment)
@@ -86,7 +87,7 @@ def run(
         _end(process)
         why = "left a process behind" if over else "was stopped"
         # What came by then is bytes, whatever was asked for.
-        came = expired.stdout or b""
+        came: bytes | str = expired.stdout or b""
         text = came if isinstance(came, str) else came.decode(errors="replace")
         return text, f"{why} after {timeout:g} s"
     except BaseException:
@@ -132,12 +133,11 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 def _end_session(leader: int) -> None:
     """Kill what is left of a session: some systems' servers leave the group."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                stat = (entry / "stat").read_text(encoding="utf-8")
-                if int(stat.rpartition(")")[2].split()[3]) == leader:
-                    os.kill(int(entry.name), signal.SIGKILL)
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = (entry / "stat").read_text(encoding="utf-8")
+            if int(stat.rpartition(")")[2].split()[3]) == leader:
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def _read(output: str) -> Sample:

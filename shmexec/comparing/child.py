@@ -1,6 +1,6 @@
-"""One measurement in a process of its own: ``python -m benchmarks.child SYSTEM CASE``.
+"""One measurement in a process of its own: ``python -m shmexec.comparing.child SYSTEM CASE``.
 
-Started by :mod:`benchmarks.fresh`. The last line on stdout is the sample as JSON; if
+Started by :mod:`shmexec.comparing.fresh`. The last line on stdout is the sample as JSON; if
 anything goes wrong there is none, and a non-zero exit.
 """
 
@@ -12,11 +12,11 @@ import sys
 from dataclasses import asdict
 from functools import partial
 
-from benchmarks import limits
-from benchmarks.cases import CASES
-from benchmarks.quantities import LIMIT
-from benchmarks.sampling import Plan, Sample
-from benchmarks.systems import SYSTEMS
+from shmexec.comparing import limits
+from shmexec.comparing.cases import CASES
+from shmexec.comparing.quantities import LIMIT
+from shmexec.comparing.sampling import Plan, Sample
+from shmexec.comparing.systems import SYSTEMS
 
 
 def measure(system_name: str, case_name: str, workers: int, plan: Plan) -> Sample:
@@ -33,7 +33,7 @@ def measure(system_name: str, case_name: str, workers: int, plan: Plan) -> Sampl
 
 def main(arguments: list[str]) -> int:
     """Measure what the arguments say."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.child")
+    parser = argparse.ArgumentParser(prog="python -m shmexec.comparing.child")
     parser.add_argument("system")
     parser.add_argument("case")
     parser.add_argument("--workers", type=int, default=2)

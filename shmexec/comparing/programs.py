@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import work
-from benchmarks.caller import Caller
-from benchmarks.case import Case
-from benchmarks.quantities import memcpy, ping_pong, taken
-from benchmarks.sampling import Plan, Sample, check, sample
-from benchmarks.sharing import whole_run
+from shmexec.comparing import work
+from shmexec.comparing.caller import Caller
+from shmexec.comparing.case import Case
+from shmexec.comparing.quantities import memcpy, ping_pong, taken
+from shmexec.comparing.sampling import Plan, Sample, check, sample
+from shmexec.comparing.sharing import whole_run
 
 _IN_PROCESS = "inprocess"
 _ROWS, _COLUMNS = 1_000_000, 10

@@ -16,11 +16,11 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 
-from benchmarks import work
-from benchmarks.arrays import there_and_back
-from benchmarks.caller import Caller
-from benchmarks.case import Case
-from benchmarks.sampling import MB, Plan, Sample, check
+from shmexec.comparing import work
+from shmexec.comparing.arrays import there_and_back
+from shmexec.comparing.caller import Caller
+from shmexec.comparing.case import Case
+from shmexec.comparing.sampling import MB, Plan, Sample, check
 
 Opening = Callable[[], AbstractContextManager[Caller]]
 
@@ -66,7 +66,7 @@ def peak(nbytes: int, opening: Opening, plan: Plan) -> Sample:
     few = Plan(calls=4, seconds=plan.seconds, least=2, warm_up=1)
     before = pss({os.getpid()})
     watch = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.memory", str(os.getpid())],
+        [sys.executable, "-m", "shmexec.comparing.memory", str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
