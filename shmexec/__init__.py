@@ -1,5 +1,8 @@
 """shmexec: a process pool for NumPy work.
 
+In the examples ``ex`` is an executor, ``shmexec.Executor(2)``, ``np`` is ``numpy``;
+``asyncio``, ``os``, ``time`` and ``pathlib.Path`` are imported.
+
 The public names are imported on first use: workers import this package too, and must
 not pay for the parent's side of it.
 """

@@ -82,6 +82,13 @@ class Actor(AsyncClosing, Generic[T]):
 
     Dropping the handle, or shutting the executor down, closes the actor: calls that were
     made still run, then the instances' ``cleanup()``, if they have one.
+
+    Example:
+        >>> from collections import Counter
+        >>> with ex.actor(Counter, "abca") as node:
+        ...     node.update("bb").result()
+        ...     node.most_common(1).result()
+        [('b', 3)]
     """
 
     def __init__(
@@ -161,6 +168,12 @@ class Actor(AsyncClosing, Generic[T]):
         Raises:
             PoolBroken: If the instance could not be built.
             PoolClosed: After :meth:`close`, or the executor's shutdown.
+
+        Example:
+            >>> from collections import Counter
+            >>> with ex.actor(Counter, "abca") as node:
+            ...     node.call("total").result(), node.call(Counter.total).result()
+            (4, 4)
         """
         name = _name_of(method)
         if self._methods is not None and self._methods.yields(name):
@@ -194,6 +207,14 @@ class Actor(AsyncClosing, Generic[T]):
         """As :meth:`call`, and await the result.
 
         If the awaiting task is cancelled, so is the call; if it runs it is stopped.
+
+        Example:
+            >>> from collections import Counter
+            >>> async def main():
+            ...     async with ex.actor(Counter, "abca") as node:
+            ...         return await node.acall("total")
+            >>> asyncio.run(main())
+            4
         """
         future = await aio.submit(self._submit, _name_of(method), args, kwargs)
         return await aio.result_of(future)
@@ -243,6 +264,12 @@ class Actor(AsyncClosing, Generic[T]):
 
         Returns:
             An iterator, also an asynchronous one; see :meth:`Executor.stream`.
+
+        Example:
+            >>> from collections import Counter
+            >>> with ex.actor(Counter, "abca") as node:
+            ...     list(node.stream("elements"))
+            ['a', 'a', 'b', 'c']
         """
         ahead = positive_int("buffersize", buffersize, CREDIT_AT_MOST)
         name = _name_of(method)
@@ -295,17 +322,37 @@ class Actor(AsyncClosing, Generic[T]):
         ``"closed"``: the workers have ended.
 
         Of several replicas the state is the one nearest to use: ready or busy if one is.
+
+        Example:
+            >>> node = ex.actor(list)
+            >>> node.close()
+            >>> node.state
+            'closed'
         """
         states = {each.state() for each in self._replicas}
         return next(state for state in _NEAREST_FIRST if state in states)
 
     @property
     def replicas(self) -> int:
-        """How many instances there are, each in a worker."""
+        """How many instances there are, each in a worker.
+
+        Example:
+            >>> with ex.actor(list, replicas=2) as node:
+            ...     node.replicas
+            2
+        """
         return len(self._replicas)
 
     def stats(self) -> tuple[Stats, ...]:
-        """Figures of each replica, as :meth:`Executor.stats` has them."""
+        """Figures of each replica, as :meth:`Executor.stats` has them.
+
+        Example:
+            >>> with ex.actor(list, [1, 2]) as node:
+            ...     node.copy().result()
+            ...     [replica.done for replica in node.stats()]
+            [1, 2]
+            [1]
+        """
         return tuple(each.stats() for each in self._replicas)
 
     def close(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -317,6 +364,13 @@ class Actor(AsyncClosing, Generic[T]):
         Args:
             wait: Return only when all is done and the workers are gone.
             cancel_futures: Cancel calls that have not begun.
+
+        Example:
+            >>> node = ex.actor(list, [1, 2])
+            >>> future = node.copy()
+            >>> node.close()
+            >>> future.result()
+            [1, 2]
         """
         self._finalizer.detach()
         for each in self._replicas:  # so that they end at the same time

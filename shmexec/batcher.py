@@ -42,6 +42,12 @@ class Batcher(Closing, Generic[T]):
     Made by :meth:`shmexec.Executor.batcher`, which tells what it does. Any number of
     threads and ``asyncio`` tasks may use one at a time. It keeps its executor alive. As a
     context manager, it is closed at the end.
+
+    Example:
+        >>> with ex.batcher(np.sqrt, max_batch_size=16) as root:
+        ...     futures = [root(number) for number in (1.0, 4.0, 9.0)]
+        ...     [float(future.result()) for future in futures]
+        [1.0, 2.0, 3.0]
     """
 
     def __init__(
@@ -90,6 +96,11 @@ class Batcher(Closing, Generic[T]):
             SharedMemoryFull: If there is no room for it in shared memory, and waiting
                 would not help, or is not possible here.
             PoolClosed: After :meth:`close`, or when the executor was shut down.
+
+        Example:
+            >>> with ex.batcher(lambda rows: rows.sum(axis=1)) as total:
+            ...     float(total(np.array([1.0, 2.0])).result())
+            3.0
         """
         form, parts = _form_of(item)
         future = Item()
@@ -111,6 +122,13 @@ class Batcher(Closing, Generic[T]):
         Raises:
             TypeError, QueueFull, SharedMemoryFull, PoolClosed: As from a call.
             Exception: What the item, or its batch, failed with.
+
+        Example:
+            >>> async def main():
+            ...     with ex.batcher(np.sqrt) as root:
+            ...         return [float(y) for y in await asyncio.gather(*map(root.acall, (1.0, 4.0)))]
+            >>> asyncio.run(main())
+            [1.0, 2.0]
         """
         import asyncio
 
@@ -127,7 +145,14 @@ class Batcher(Closing, Generic[T]):
         return await asyncio.wrap_future(future)
 
     def stats(self) -> BatcherStats:
-        """Figures about items and batches at this moment."""
+        """Figures about items and batches at this moment.
+
+        Example:
+            >>> with ex.batcher(np.sqrt) as root:
+            ...     _ = root(4.0).result()
+            ...     root.stats().items, root.stats().batches
+            (1, 1)
+        """
         return self._gatherer.stats()
 
     def close(self, *, wait: bool = True) -> None:
@@ -136,6 +161,13 @@ class Batcher(Closing, Generic[T]):
         Args:
             wait: Return when all of it is done. In a callback and under an event loop
                 it does not wait.
+
+        Example:
+            >>> root = ex.batcher(np.sqrt, max_delay=60)
+            >>> future = root(4.0)
+            >>> root.close()  # what waits runs now
+            >>> float(future.result())
+            2.0
         """
         self._finalizer.detach()
         self._gatherer.close("the batcher was closed")

@@ -25,6 +25,11 @@ class WorkerDied(ShmexecError, BrokenProcessPool):
             ``None`` if unknown.
         memory: Private memory in bytes when last sampled, ``None`` if never.
         fault_text: What faulthandler wrote before the end, often empty.
+
+    Example:
+        >>> error = ex.submit(os._exit, 3).exception()
+        >>> type(error).__name__, error.exitcode
+        ('WorkerDied', 3)
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("pid", "exitcode", "memory", "fault_text")
@@ -50,6 +55,21 @@ class CallStopped(ShmexecError, CancelledError):
 
     Attributes:
         stack: Where it was, as :attr:`CallTimeout.stack`.
+
+    Example:
+        >>> def work(path):
+        ...     Path(path).touch()
+        ...     time.sleep(3600)
+        >>> future = ex.submit(work, "began")
+        >>> while not Path("began").exists():
+        ...     time.sleep(0.01)
+        >>> future.cancel(running=True)
+        True
+        >>> try:
+        ...     future.result()
+        ... except shmexec.CallStopped as error:
+        ...     print("in work" in error.stack)
+        True
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("stack",)
@@ -64,6 +84,12 @@ class PoolBroken(ShmexecError, BrokenProcessPool):
 
     Attributes:
         reasons: Why each of the last workers failed to start, oldest first.
+
+    Example:
+        >>> with shmexec.Executor(1, initializer=int, initargs=("x",)) as broken:
+        ...     error = broken.submit(abs, -1).exception()
+        >>> type(error).__name__, "ValueError" in error.reasons[0]
+        ('PoolBroken', True)
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("reasons",)
@@ -78,6 +104,21 @@ class QueueFull(ShmexecError, queue.Full):
 
     Attributes:
         limit: How many that is (a batcher's ``max_queue``, a pipeline's ``buffersize``).
+
+    Example:
+        >>> def same(rows):
+        ...     while not Path("go").exists():
+        ...         time.sleep(0.01)
+        ...     return rows
+        >>> with shmexec.Executor(1) as one:
+        ...     batcher = one.batcher(same, max_queue=1, on_full="refuse")
+        ...     futures = [batcher(1.0), batcher(2.0)]  # one runs, one waits
+        ...     try:
+        ...         batcher(3.0)
+        ...     except shmexec.QueueFull as error:
+        ...         print(error.limit)
+        ...     Path("go").touch()
+        1
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("limit",)

@@ -100,6 +100,15 @@ class Calling(ABC):
             SharedMemoryFull: If there is no room and waiting cannot help.
             PoolClosed: After :meth:`shutdown`, or in a forked child.
             PoolBroken: If no worker can be started.
+
+        Example:
+            >>> ex.submit(pow, 2, 10).result()
+            1024
+            >>> x = np.ones(1_000_000)
+            >>> future = ex.submit(lambda a: a * 2, x)  # x is the call's own from here on
+            >>> x[:] = 0
+            >>> float(future.result().sum())
+            2000000.0
         """
         _check_callable(fn)
         return self._pool.submit(fn, args, kwargs, self._call_options)
@@ -333,6 +342,10 @@ class Calling(ABC):
 
         Raises:
             TimeoutError: From the iterator, if ``timeout`` passed.
+
+        Example:
+            >>> list(ex.map(lambda a, b: a * b, [1, 2, 3], [4, 5, 6]))
+            [4, 10, 18]
         """
         from shmexec import batches
 
@@ -470,6 +483,12 @@ class Calling(ABC):
             An asynchronous iterator over the results. When it is closed, one of the
             calls raises, or the task that reads it is cancelled, so are its other calls,
             also those that run.
+
+        Example:
+            >>> async def main():
+            ...     return [y async for y in ex.amap(abs, [-1, -2, 3])]
+            >>> asyncio.run(main())
+            [1, 2, 3]
         """
         from shmexec import aio
 
@@ -517,6 +536,11 @@ class Calling(ABC):
                 names the batch.
             TypeError: If ``out`` is nothing to write to, or the function must be given
                 ``out=`` and there is none.
+
+        Example:
+            >>> x = np.arange(6.0).reshape(3, 2)
+            >>> ex.map_batches(lambda rows: rows.sum(axis=1), x)
+            array([1., 5., 9.])
         """
         from shmexec import batches
 

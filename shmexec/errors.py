@@ -54,7 +54,15 @@ __all__ = [
 
 
 class ShmexecError(Exception):
-    """Base of all errors that shmexec itself raises."""
+    """Base of all errors that shmexec itself raises.
+
+    Example:
+        >>> try:
+        ...     ex.submit(os._exit, 3).result()
+        ... except shmexec.ShmexecError as error:
+        ...     print(type(error).__name__)
+        WorkerDied
+    """
 
     _keywords: ClassVar[tuple[str, ...]] = ()
     """What the constructor takes beside the message; kept as attributes."""
@@ -66,7 +74,13 @@ class ShmexecError(Exception):
 
 
 class RemoteTraceback(Exception):
-    """Carries a worker's traceback as text; the cause of the call's own exception."""
+    """Carries a worker's traceback as text; the cause of the call's own exception.
+
+    Example:
+        >>> error = ex.submit(int, "x").exception()
+        >>> "ValueError: invalid literal" in error.__cause__.text
+        True
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -83,6 +97,15 @@ class RemoteError(ShmexecError):
         type_name: Qualified name of the exception's type.
         message: Its ``str()``.
         traceback_text: The worker's formatted traceback.
+
+    Example:
+        >>> class Odd(Exception):
+        ...     def __reduce__(self):
+        ...         raise TypeError("cannot be pickled")
+        >>> def fail():
+        ...     raise Odd
+        >>> ex.submit(fail).exception().type_name
+        'Odd'
     """
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -102,6 +125,11 @@ class SerializationError(ShmexecError, pickle.PicklingError):
 
     Attributes:
         path: Where the culprit is, such as ``args[1]['model'].lock``.
+
+    Example:
+        >>> import threading
+        >>> ex.submit(len, [1, threading.Lock()]).exception().path
+        'args[0][1]'
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("path",)
@@ -120,6 +148,10 @@ class CallTimeout(ShmexecError, TimeoutError):
             prints them, and where the coroutines of its event loop waited. Of a call that
             was cancelled beside others: its own traceback. Empty if the call blocked all
             signals.
+
+    Example:
+        >>> ex.options(timeout=0.1).submit(time.sleep, 3600).exception().seconds
+        0.1
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("seconds", "stack")
@@ -138,6 +170,14 @@ class SharedMemoryFull(ShmexecError, MemoryError):
         used: Bytes in use now.
         free: Bytes of the budget that are free.
         budget: The limit in bytes (``max_shared_memory``).
+
+    Example:
+        >>> with shmexec.Executor(1, max_shared_memory="1MB") as small:
+        ...     try:
+        ...         small.submit(len, np.ones(1_000_000))
+        ...     except shmexec.SharedMemoryFull as error:
+        ...         print(error.needed, error.budget)
+        8000000 1000000
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("needed", "used", "budget")
@@ -159,6 +199,13 @@ class MemoryScarce(SharedMemoryFull):
         free: Bytes that are left.
         budget: Bytes that there are in all.
         threshold: Bytes that shall be left (``min_free_memory``).
+
+    Example:
+        >>> try:
+        ...     print(ex.submit(len, np.ones(1_000_000)).result())
+        ... except shmexec.MemoryScarce as error:
+        ...     print(f"{error.free} bytes left: try later")
+        1000000
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("needed", "used", "budget", "threshold")
@@ -176,6 +223,14 @@ class UnknownFunction(ShmexecError, AttributeError, KeyError):
     Attributes:
         names: What it has.
         closest: The most similar of them, or None.
+
+    Example:
+        >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+        >>> try:
+        ...     ex.script("model.py").duoble(21)
+        ... except shmexec.UnknownFunction as error:
+        ...     print(error.closest)
+        double
     """
 
     _keywords: ClassVar[tuple[str, ...]] = ("names", "closest")
@@ -195,19 +250,52 @@ class WrongArguments(ShmexecError, TypeError):
     """A script's function does not take these arguments; nothing was sent.
 
     A ``TypeError`` that the function raises itself comes through the future.
+
+    Example:
+        >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+        >>> ex.script("model.py").double(1, 2)
+        Traceback (most recent call last):
+        ...
+        shmexec.errors.WrongArguments: ...
     """
 
 
 class PoolClosed(ShmexecError, RuntimeError):
-    """The executor was shut down, or belongs to another process."""
+    """The executor was shut down, or belongs to another process.
+
+    Example:
+        >>> ex = shmexec.Executor(1)
+        >>> ex.shutdown()
+        >>> ex.submit(abs, -1)
+        Traceback (most recent call last):
+        ...
+        shmexec.errors.PoolClosed: ...
+    """
 
 
 class MemoryWarning(UserWarning):
-    """A pool needs more memory than it may take, or than the machine has left."""
+    """A pool needs more memory than it may take, or than the machine has left.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", shmexec.MemoryWarning)
+        ...     ex = shmexec.Executor(12)  # more than eight
+        >>> ex.shutdown()
+    """
 
 
 class FallbackWarning(UserWarning):
-    """A pool is broken; its calls run in a process each, as ``fallback=`` asked for."""
+    """A pool is broken; its calls run in a process each, as ``fallback=`` asked for.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", shmexec.FallbackWarning)  # do not go on that way
+        ...     with shmexec.Executor(1, fallback="process-per-call") as ex:
+        ...         ex.submit(abs, -1).result()
+        1
+    """
 
 
 def __getattr__(name: str) -> object:

@@ -230,6 +230,10 @@ class Executor(Calling, BaseExecutor):  # type: ignore[misc]
                 :class:`shmexec.WorkerDied`; if it has ended, calling raises
                 ``ValueError``. Not for scripts, actors and pipelines. Default: any
                 worker.
+
+        Example:
+            >>> ex.options(timeout=60, retries=1).submit(abs, -1).result()
+            1
         """
         own = self._call_options
         return OptionsView(
@@ -262,6 +266,11 @@ class Executor(Calling, BaseExecutor):  # type: ignore[misc]
         """Run a call once in every worker, starting all of them; waits for the results.
 
         Workers that start later have not run it: for those there is ``initializer``.
+
+        Example:
+            >>> pids = ex.broadcast(os.getpid)
+            >>> len(set(pids)) == len(ex.stats().workers)
+            True
         """
         futures = self._pool.broadcast(fn, args, kwargs)
         try:
@@ -272,7 +281,13 @@ class Executor(Calling, BaseExecutor):  # type: ignore[misc]
             raise interrupt.with_traceback(None) from None
 
     def resize(self, max_workers: int) -> None:
-        """Change how many workers there may be; running calls are not disturbed."""
+        """Change how many workers there may be; running calls are not disturbed.
+
+        Example:
+            >>> ex.resize(3)
+            >>> ex.stats().max_workers
+            3
+        """
         number = positive_int("max_workers", max_workers, WORKERS_AT_MOST)
         self._pool.resize(number)
         grown, self._max_workers = number > self._max_workers, number
@@ -280,7 +295,16 @@ class Executor(Calling, BaseExecutor):  # type: ignore[misc]
             self._warn_of_growth()
 
     def stats(self) -> Stats:
-        """Figures about workers, calls and memory at this moment."""
+        """Figures about workers, calls and memory at this moment.
+
+        Example:
+            >>> x = np.ones(1_000_000)
+            >>> before = ex.stats()
+            >>> ex.submit(len, x).result()
+            1000000
+            >>> ex.stats().bytes_copied_in - before.bytes_copied_in
+            8000000
+        """
         return self._pool.stats()
 
     def health(self) -> Health:
@@ -314,6 +338,15 @@ class Executor(Calling, BaseExecutor):  # type: ignore[misc]
 
         Args:
             file: Where to print, as text. Default: ``sys.stderr``.
+
+        Example:
+            >>> ex.submit(abs, -1).result()
+            1
+            >>> import io
+            >>> text = io.StringIO()
+            >>> ex.dump(text)
+            >>> "worker" in text.getvalue()
+            True
         """
         parts = [self._pool.dump(), *(each._dump() for each in list(self._actors))]  # noqa: SLF001
         file = sys.stderr if file is None else file
@@ -353,6 +386,13 @@ class Executor(Calling, BaseExecutor):  # type: ignore[misc]
             wait: Return only when all calls are done and all workers gone. Ctrl-C
                 meanwhile ends it at once: calls are cancelled, workers killed.
             cancel_futures: Cancel calls that have not begun.
+
+        Example:
+            >>> ex = shmexec.Executor(1)
+            >>> future = ex.submit(abs, -1)
+            >>> ex.shutdown()
+            >>> future.result()
+            1
         """
         self._finalizer.detach()
         actors = list(self._actors)
@@ -439,6 +479,11 @@ class OptionsView(Calling):
     It has all of its ways of calling. The time-out of a stream counts for the whole
     stream, that of a batcher for each batch, that of an actor or a pipeline for each of
     their calls. ``map(timeout=)`` is that of the iterator, here as there.
+
+    Example:
+        >>> hasty = ex.options(timeout=30)
+        >>> list(hasty.map(abs, [-1, -2]))
+        [1, 2]
     """
 
     def __init__(self, executor: Executor, options: CallOptions) -> None:

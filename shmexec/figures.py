@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """One worker at one moment."""
+    """One worker at one moment.
+
+    Example:
+        >>> _ = ex.broadcast(abs, -1)
+        >>> worker = ex.stats().workers[0]
+        >>> worker.calls > 0, worker.pid != os.getpid()
+        (True, True)
+    """
 
     pid: int | None
     """Process id, None until it is known."""
@@ -31,7 +38,15 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A pool at one moment; made by :meth:`shmexec.Executor.stats`."""
+    """A pool at one moment; made by :meth:`shmexec.Executor.stats`.
+
+    Example:
+        >>> ex.submit(abs, -1).result()
+        1
+        >>> stats = ex.stats()
+        >>> stats.running, stats.pending, stats.shared_memory_budget > 0
+        (0, 0, True)
+    """
 
     name: str
     max_workers: int
@@ -82,7 +97,13 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class MemoryStats:
-    """The shared memory of this program at one moment; made by :func:`shmexec.stats`."""
+    """The shared memory of this program at one moment; made by :func:`shmexec.stats`.
+
+    Example:
+        >>> stats = shmexec.stats()
+        >>> stats.used <= stats.budget
+        True
+    """
 
     native: bool
     """Whether the native part was built and is used: results are born in shared memory
@@ -110,7 +131,15 @@ class Durations(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatcherStats:
-    """A batcher at one moment; made by :meth:`shmexec.Batcher.stats`."""
+    """A batcher at one moment; made by :meth:`shmexec.Batcher.stats`.
+
+    Example:
+        >>> with ex.batcher(np.sqrt) as root:
+        ...     _ = root(4.0).result()
+        ...     stats = root.stats()
+        >>> stats.items, dict(stats.batch_sizes)
+        (1, {1: 1})
+    """
 
     items: int
     """Items that were taken in."""
@@ -133,7 +162,14 @@ class BatcherStats:
 
 
 class Step(NamedTuple):
-    """Something that befell a call."""
+    """Something that befell a call.
+
+    Example:
+        >>> future = ex.submit(abs, -1)
+        >>> step = ex.story(future).steps[0]
+        >>> step.what, step.worker
+        ('submitted', None)
+    """
 
     seconds: float
     """Since the call was submitted."""
@@ -149,6 +185,13 @@ class Story:
     """What happened to one call; made by :meth:`shmexec.Executor.story`.
 
     ``str()`` of it has a line for each step.
+
+    Example:
+        >>> future = ex.submit(abs, -1)
+        >>> _ = future.result()
+        >>> story = ex.story(future)
+        >>> story.name, len(story.steps)
+        ('abs', 3)
     """
 
     call: int
@@ -171,7 +214,15 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether a pool is well, at one moment; made by :meth:`shmexec.Executor.health`."""
+    """Whether a pool is well, at one moment; made by :meth:`shmexec.Executor.health`.
+
+    Example:
+        >>> ex.submit(abs, -1).result()
+        1
+        >>> health = ex.health()
+        >>> health.workers > 0, health.pending
+        (True, 0)
+    """
 
     state: str
     """``starting``: no worker is up yet (they start as calls need them); ``ready``;

@@ -103,7 +103,7 @@ class ForkPerCallExecutor(Executor):
         NotImplementedError: This system has no ``os.fork``.
 
     Example:
-        >>> with ForkPerCallExecutor(2) as ex:
+        >>> with shmexec.ForkPerCallExecutor(2) as ex:
         ...     ex.submit(lambda x: x + 1, 41).result()
         42
     """
@@ -144,6 +144,11 @@ class ForkPerCallExecutor(Executor):
             TypeError: ``fn`` is not callable.
             PoolClosed: After ``shutdown``, or in a forked child of the process that
                 made this executor.
+
+        Example:
+            >>> with shmexec.ForkPerCallExecutor(1) as forking:
+            ...     forking.submit(os.getpid).result() == os.getpid()
+            False
         """
         if not callable(cast("object", fn)):
             msg = f"submit needs a callable, not {fn!r}"
@@ -167,6 +172,13 @@ class ForkPerCallExecutor(Executor):
         Args:
             wait: Return only when all calls are done.
             cancel_futures: Cancel the calls that have not started.
+
+        Example:
+            >>> forking = shmexec.ForkPerCallExecutor(1)
+            >>> future = forking.submit(abs, -1)
+            >>> forking.shutdown()
+            >>> future.result()
+            1
         """
         if os.getpid() == self._pid:
             self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)

@@ -19,6 +19,12 @@ class LoadedScript(Closing, Script):
     """A script and the pool it runs in; made by :func:`shmexec.load`.
 
     To be closed, or used as a context manager.
+
+    Example:
+        >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+        >>> with shmexec.load("model.py", workers=1) as model:
+        ...     model.double(21).result()
+        42
     """
 
     def __init__(self, executor: Executor, script: Script) -> None:
@@ -26,15 +32,41 @@ class LoadedScript(Closing, Script):
         super().__init__(script._file, script._options)  # noqa: SLF001
 
     def stats(self) -> Stats:
-        """Figures about its pool, see :meth:`shmexec.Executor.stats`."""
+        """Figures about its pool, see :meth:`shmexec.Executor.stats`.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> with shmexec.load("model.py", workers=1) as model:
+            ...     model.stats().max_workers
+            1
+        """
         return self._executor.stats()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As :meth:`shmexec.Executor.shutdown`."""
+        """As :meth:`shmexec.Executor.shutdown`.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> model = shmexec.load("model.py", workers=1)
+            >>> future = model.double(21)
+            >>> model.shutdown()
+            >>> future.result()
+            42
+        """
         self._executor.shutdown(wait, cancel_futures=cancel_futures)
 
     def close(self) -> None:
-        """Take no more calls; returns when those submitted are done."""
+        """Take no more calls; returns when those submitted are done.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> model = shmexec.load("model.py", workers=1)
+            >>> model.close()
+            >>> model.double(21)
+            Traceback (most recent call last):
+            ...
+            shmexec.errors.PoolClosed: ...
+        """
         self.shutdown()
 
 

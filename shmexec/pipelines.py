@@ -83,7 +83,12 @@ class Stage:
 
     @property
     def flushes(self) -> bool:
-        """Whether it is to be flushed at the end of a stream."""
+        """Whether it is to be flushed at the end of a stream.
+
+        Example:
+            >>> shmexec.Stage(np.sqrt).flushes
+            False
+        """
         return self.args is not None and callable(getattr(self.make, "flush", None))
 
     def __repr__(self) -> str:
@@ -123,6 +128,11 @@ class Results(Closing, Iterator[Out], AsyncIterator[Out]):
 
     ``for`` and ``async for`` alike. Leaving the loop, dropping the iterator or
     :meth:`close` drops what is under way; the pipeline goes on with other items.
+
+    Example:
+        >>> with ex.pipeline(abs) as pipe, pipe.map([-1, -2]) as results:
+        ...     next(results), list(results)
+        (1, [2])
     """
 
     def __init__(
@@ -253,13 +263,29 @@ class Results(Closing, Iterator[Out], AsyncIterator[Out]):
         """Drop what is under way. Does not wait for it; harmless at the end.
 
         The stages are flushed all the same, so that nothing of this comes up later.
+
+        Example:
+            >>> with ex.pipeline(abs) as pipe:
+            ...     results = pipe.map(range(1_000_000))
+            ...     next(results)
+            ...     results.close()
+            0
         """
         if not self._over:
             self._over = True
             self._conveyor.leave(self._stream)
 
     async def aclose(self) -> None:
-        """As :meth:`close`; ``contextlib.aclosing`` calls it."""
+        """As :meth:`close`; ``contextlib.aclosing`` calls it.
+
+        Example:
+            >>> from contextlib import aclosing
+            >>> async def main():
+            ...     async with ex.pipeline(abs) as pipe, aclosing(pipe.map([-1, -2])) as results:
+            ...         return await anext(results)
+            >>> asyncio.run(main())
+            1
+        """
         self.close()
 
     def __del__(self) -> None:
@@ -285,6 +311,11 @@ class Pipeline(AsyncClosing, Generic[In, Out]):
     the other stages, which are flushed thereafter in their turn.
 
     Dropping the pipeline, or shutting its executor down, closes it.
+
+    Example:
+        >>> with ex.pipeline(np.sqrt, np.negative) as pipe:
+        ...     [float(y) for y in pipe.map([1.0, 4.0])], float(pipe.submit(9.0).result())
+        ([-1.0, -2.0], -3.0)
     """
 
     def __init__(self, stations: Sequence[_Station], conveyor: Conveyor) -> None:
@@ -307,6 +338,11 @@ class Pipeline(AsyncClosing, Generic[In, Out]):
         Raises:
             RuntimeError: If another one is not finished.
             PoolClosed: After :meth:`close`.
+
+        Example:
+            >>> with ex.pipeline(abs) as pipe:
+            ...     list(pipe.map(range(-2, 1)))
+            [2, 1, 0]
         """
         source: Iterator[Any] | AsyncIterator[Any]
         source = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
@@ -324,22 +360,53 @@ class Pipeline(AsyncClosing, Generic[In, Out]):
             QueueFull: If there is no room, in a callback or under an event loop.
             SharedMemoryFull: If there is no room in shared memory and waiting cannot help.
             PoolClosed: After :meth:`close`.
+
+        Example:
+            >>> with ex.pipeline(abs) as pipe:
+            ...     pipe.submit(-2).result()
+            2
         """
         return self._conveyor.submit(item)
 
     def flush(self) -> list[Out]:
-        """Flush the stages, behind all items so far; what comes out."""
+        """Flush the stages, behind all items so far; what comes out.
+
+        Example:
+            >>> class Total:
+            ...     total = 0
+            ...     def process(self, item):
+            ...         self.total += item
+            ...         return self.total
+            ...     def flush(self):
+            ...         return f"{self.total} in all"
+            >>> with ex.pipeline(Total) as pipe:
+            ...     pipe.submit(1).result(), pipe.submit(2).result(), pipe.flush()
+            (1, 3, ['3 in all'])
+        """
         return list(self.map(()))
 
     @property
     def replicas(self) -> int:
-        """How many workers it has; none once it is closed."""
+        """How many workers it has; none once it is closed.
+
+        Example:
+            >>> with ex.pipeline(shmexec.Stage(abs, replicas=2), len) as pipe:
+            ...     pipe.replicas
+            3
+        """
         if self._conveyor.closed:
             return 0
         return sum(len(station.replicas) for station in self._conveyor.stations)
 
     def stats(self) -> tuple[tuple[Stats, ...], ...]:
-        """For each stage, the figures of each replica, as :meth:`Executor.stats`."""
+        """For each stage, the figures of each replica, as :meth:`Executor.stats`.
+
+        Example:
+            >>> with ex.pipeline(abs) as pipe:
+            ...     _ = pipe.submit(-2).result()
+            ...     [[replica.done for replica in stage] for stage in pipe.stats()]
+            [[1]]
+        """
         return tuple(station.actor.stats() for station in self._stations)
 
     def _dump(self) -> str:
@@ -354,6 +421,13 @@ class Pipeline(AsyncClosing, Generic[In, Out]):
         Args:
             wait: Return only when all is done and the workers are gone.
             cancel_futures: Cancel items that no stage has begun with.
+
+        Example:
+            >>> pipe = ex.pipeline(abs)
+            >>> future = pipe.submit(-2)
+            >>> pipe.close()
+            >>> future.result()
+            2
         """
         self._conveyor.close(cancel=cancel_futures)
         if wait:

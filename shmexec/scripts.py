@@ -50,6 +50,12 @@ class FunctionInfo:
         signature: What it takes, without ``self``; None if it does not say. Defaults and
             annotations are texts: their values are in the workers.
         doc: The first line of its doc string, or ``""``.
+
+    Example:
+        >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+        >>> info = ex.script("model.py").functions()["double"]
+        >>> str(info), info.kind
+        ('double(x)', 'function')
     """
 
     name: str
@@ -67,6 +73,11 @@ class FunctionInfo:
 
         Raises:
             WrongArguments: If the function does not take these.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> ex.script("model.py").functions()["double"].check("model.py", (), {"x": 1})
+            ((1,), {})
         """
         if self.signature is None:
             return args, kwargs
@@ -305,6 +316,12 @@ class Script:
 
     The first call in a worker loads the script, and a ``timeout`` includes that; not
     with :func:`shmexec.load`, whose workers load it as they start.
+
+    Example:
+        >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+        >>> script = ex.script("model.py")
+        >>> script.double(21).result(), script["double"](4).result()
+        (42, 8)
     """
 
     def __init__(
@@ -315,7 +332,13 @@ class Script:
         self._buffersize = positive_int("buffersize", buffersize, CREDIT_AT_MOST)
 
     def functions(self) -> Mapping[str, FunctionInfo]:
-        """What can be called, by name, in the order in which it is defined."""
+        """What can be called, by name, in the order in which it is defined.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> [*ex.script("model.py").functions()]
+            ['double']
+        """
         return self._file.current().infos
 
     def reload(self) -> bool:
@@ -331,6 +354,15 @@ class Script:
         Raises:
             Exception: Whatever it raises while it is loaded, or if it is gone. The
                 version before stays in use.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> script = ex.script("model.py")
+            >>> script.reload()
+            False
+            >>> _ = Path("model.py").write_text("def double(x): return x + x")
+            >>> script.reload()
+            True
         """
         return self._file.reload()
 
@@ -350,6 +382,11 @@ class Script:
             priority: Calls of a higher one run earlier. Default: as here.
             buffersize: How many items a generator may be ahead of the consumer of its
                 stream. Default: as here, at first 16.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> ex.script("model.py").options(timeout=60).double(21).result()
+            42
         """
         own = self._options
         return Script(
@@ -464,7 +501,14 @@ def _closest(name: str, names: tuple[str, ...]) -> str | None:
 
 
 class ScriptFunction:
-    """A function of a script, called in a worker; always of the version in use."""
+    """A function of a script, called in a worker; always of the version in use.
+
+    Example:
+        >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+        >>> double = ex.script("model.py").double
+        >>> double(21).result()
+        42
+    """
 
     def __init__(self, script: Script, name: str) -> None:
         self._script = script
@@ -479,12 +523,23 @@ class ScriptFunction:
         Raises:
             WrongArguments: If the function does not take these.
             UnknownFunction: If the script was loaded again, without this function.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> ex.script("model.py").double(x=21).result()
+            42
         """
         return self._script._call(self._name, args, kwargs)  # noqa: SLF001
 
     @property
     def info(self) -> FunctionInfo:
-        """Its signature, kind and doc."""
+        """Its signature, kind and doc.
+
+        Example:
+            >>> _ = Path("model.py").write_text("def double(x): return 2 * x")
+            >>> str(ex.script("model.py").double.info)
+            'double(x)'
+        """
         return self._script._find(self._name)[1]  # noqa: SLF001
 
     @property

@@ -105,6 +105,14 @@ def share(x: Any, mode: Sharing = "r") -> Any:
             ``"r+"`` one may go to the others: no running call should write any more.
             For a mode other than ``"r"``, if ``x`` is no array.
         SharedMemoryFull: If there is no room, and waiting for calls does not make any.
+
+    Example:
+        >>> x = shmexec.share(np.ones((1000, 1000)))  # one copy, here
+        >>> [float(y) for y in ex.map(np.sum, (x[:10], x[10:30]))]  # and none
+        [10000.0, 20000.0]
+        >>> words = shmexec.share({"one": 1})
+        >>> ex.submit(lambda d: d["one"], words).result()
+        1
     """
     _check_mode(mode)
     if isinstance(x, np.ndarray):
@@ -162,6 +170,13 @@ def empty(
         TypeError: For a dtype with objects.
         ValueError: For a mode, shape or order that is none.
         SharedMemoryFull: If there is no room.
+
+    Example:
+        >>> x = shmexec.empty((1000, 1000))
+        >>> x[:] = 1
+        >>> x = shmexec.share(x)  # no copy; read-only from here on
+        >>> float(ex.submit(np.sum, x).result())
+        1000000.0
     """
     return _make(shape, dtype, order, mode, None)
 
@@ -193,7 +208,16 @@ def zeros(
     *,
     mode: Sharing = "r+",
 ) -> np.ndarray:
-    """A new array of zeros in shared memory; see :func:`empty`."""
+    """A new array of zeros in shared memory; see :func:`empty`.
+
+    Example:
+        >>> counts = shmexec.zeros(100_000, int)
+        >>> def count(counts, i):
+        ...     counts[i] += 1  # all see it
+        >>> _ = list(ex.map(count, [counts] * 3, [5, 6, 7]))
+        >>> int(counts.sum())
+        3
+    """
     return _make(shape, dtype, order, mode, None, clear=True)
 
 
@@ -226,6 +250,10 @@ def full(
     """A new array of one value in shared memory; see :func:`empty`.
 
     The dtype is by default that of ``np.asarray(fill_value)``.
+
+    Example:
+        >>> shmexec.full(3, 7)
+        array([7, 7, 7])
     """
     if dtype is None:
         dtype = np.asarray(fill_value).dtype
@@ -249,7 +277,12 @@ def empty_like(
 def empty_like(
     x: npt.ArrayLike, dtype: npt.DTypeLike | None = None, *, mode: Sharing = "r+"
 ) -> np.ndarray:
-    """A new array of the shape, order and (by default) dtype of ``x``; see :func:`empty`."""
+    """A new array of the shape, order and (by default) dtype of ``x``; see :func:`empty`.
+
+    Example:
+        >>> shmexec.empty_like(np.ones((2, 3), np.float32)).shape
+        (2, 3)
+    """
     x = np.asanyarray(x)
     dtype = x.dtype if dtype is None else dtype
     return _make(x.shape, dtype, _order(x), mode, None)
@@ -272,6 +305,11 @@ def asarray(
 
     See :func:`empty`. Unlike :func:`share` it takes whatever ``np.asarray`` takes, and
     freezes nothing: a copy is made unless ``x`` is shared in that mode.
+
+    Example:
+        >>> x = shmexec.asarray([1, 2, 3])
+        >>> shmexec.asarray(x) is x
+        True
     """
     _check_mode(mode)
     given = np.asarray(x, dtype)
@@ -322,6 +360,11 @@ def stats() -> MemoryStats:
     """Figures about the shared memory of this program, whatever executors it has.
 
     An executor's own are in :meth:`shmexec.Executor.stats`.
+
+    Example:
+        >>> x = shmexec.share(np.ones(1_000_000))
+        >>> shmexec.stats().shared >= x.nbytes
+        True
     """
     host = _host()
     host.settle()

@@ -194,8 +194,8 @@ def _show(results: Results, cases: Sequence[Case]) -> None:
     print(
         f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory'] / 2**30:.0f} GB, "
         f"{machine['system']}, Python {machine['python']}, NumPy {machine['numpy']}\n"
-        f"{results.workers} workers, one BLAS thread each; {results.repeats} interleaved "
-        "repeats, each in a fresh process; all results checked"
+        f"workers: {results.workers}, one BLAS thread each; interleaved repeats: "
+        f"{results.repeats}, each in a fresh process; all results checked"
     )
     shown = [case for case in cases if _names_of(results, case)]
     for case in shown:

@@ -62,6 +62,11 @@ class Future(BaseFuture[T]):
 
     Attributes:
         cached: Whether the result was kept from an equal call before.
+
+    Example:
+        >>> future = ex.submit(pow, 2, 10)
+        >>> future.result(), future.done(), future.cached
+        (1024, True, False)
     """
 
     cached: bool = False
@@ -190,7 +195,15 @@ class Future(BaseFuture[T]):
         self._invoke_callbacks()
 
     def done(self) -> bool:
-        """Whether it was cancelled, or has a result or an exception."""
+        """Whether it was cancelled, or has a result or an exception.
+
+        Example:
+            >>> future = ex.submit(abs, -1)
+            >>> future.result()
+            1
+            >>> future.done()
+            True
+        """
         return self.settled
 
     def begin(self) -> bool:
@@ -227,6 +240,14 @@ class Future(BaseFuture[T]):
         Raises:
             TimeoutError: If it is not done by then; the call goes on.
             CancelledError: If it was cancelled.
+
+        Example:
+            >>> ex.submit(int, "12").result(timeout=60)
+            12
+            >>> ex.submit(int, "x").result()
+            Traceback (most recent call last):
+            ...
+            ValueError: invalid literal for int() with base 10: 'x'
         """
         try:
             left = self._drive(timeout)
@@ -245,6 +266,10 @@ class Future(BaseFuture[T]):
         Raises:
             TimeoutError: If it is not done by then; the call goes on.
             CancelledError: If it was cancelled.
+
+        Example:
+            >>> ex.submit(int, "x").exception()
+            ValueError("invalid literal for int() with base 10: 'x'")
         """
         try:
             return super().exception(self._drive(timeout))
@@ -279,6 +304,11 @@ class Future(BaseFuture[T]):
 
         Returns:
             Whether the call will not run to its end.
+
+        Example:
+            >>> future = ex.submit(time.sleep, 3600)
+            >>> future.cancel(running=True)
+            True
         """
         cancelled = self._give_up()
         pool = self._pool
@@ -299,7 +329,15 @@ class Future(BaseFuture[T]):
         return True
 
     def add_done_callback(self, fn: Callable[[BaseFuture[T]], Any]) -> None:
-        """Call ``fn(future)`` when the future is done, at once if it is."""
+        """Call ``fn(future)`` when the future is done, at once if it is.
+
+        Example:
+            >>> future = ex.submit(abs, -1)
+            >>> future.result()
+            1
+            >>> future.add_done_callback(lambda done: print("got", done.result()))
+            got 1
+        """
         with self._lock:
             settled = self.settled
             if not settled:

@@ -40,6 +40,13 @@ class Stream(Closing, Iterator[T], AsyncIterator[T], Generic[T]):
     :meth:`close` closes the generator in the worker: its ``finally`` runs, and the
     worker is free for other calls. Ctrl-C while it waits for an item ends it as
     :meth:`cancel` does.
+
+    Example:
+        >>> for item in ex.stream(range, 3):
+        ...     print(item)
+        0
+        1
+        2
     """
 
     def __init__(
@@ -117,17 +124,44 @@ class Stream(Closing, Iterator[T], AsyncIterator[T], Generic[T]):
         """Have the generator closed in the worker, and drop what has come.
 
         Does not wait: a step that is under way ends first. Harmless at the end.
+
+        Example:
+            >>> stream = ex.stream(range, 1_000_000)
+            >>> next(stream)
+            0
+            >>> stream.close()
+            >>> list(stream)
+            []
         """
         if not self._ended:
             self._ended = True
             self._pool.close_stream(self._call)
 
     async def aclose(self) -> None:
-        """As :meth:`close`; ``contextlib.aclosing`` calls it."""
+        """As :meth:`close`; ``contextlib.aclosing`` calls it.
+
+        Example:
+            >>> from contextlib import aclosing
+            >>> async def main():
+            ...     async with aclosing(ex.stream(range, 1_000_000)) as stream:
+            ...         return await anext(stream)
+            >>> asyncio.run(main())
+            0
+        """
         self.close()
 
     def cancel(self) -> None:
-        """Stop the call also in the middle of a step; its worker is replaced then."""
+        """Stop the call also in the middle of a step; its worker is replaced then.
+
+        Example:
+            >>> def forever():
+            ...     yield 1
+            ...     time.sleep(3600)
+            >>> stream = ex.stream(forever)
+            >>> next(stream)
+            1
+            >>> stream.cancel()
+        """
         if not self._ended:
             self._ended = True
             self._items[-1].cancel(running=True)

@@ -68,6 +68,11 @@ class Shared(Generic[T]):
     Passed to a call, at any depth, it arrives as the object itself, where type checkers
     see a handle. The memory is given back, in workers too, when the handle and the last
     call that was given it are gone.
+
+    Example:
+        >>> words = shmexec.share({"one": 1})
+        >>> ex.submit(lambda d: d["one"], words).result()
+        1
     """
 
     __slots__ = ("__weakref__", "_object", "_value")
@@ -79,7 +84,12 @@ class Shared(Generic[T]):
 
     @property
     def value(self) -> T:
-        """The object that was shared. Workers have it as it was then."""
+        """The object that was shared. Workers have it as it was then.
+
+        Example:
+            >>> shmexec.share({"one": 1}).value
+            {'one': 1}
+        """
         return self._value
 
     def __reduce__(self) -> tuple[Any, ...]:

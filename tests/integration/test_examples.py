@@ -1,0 +1,99 @@
+"""Every public name has a docstring with an example, and every example runs."""
+
+from __future__ import annotations
+
+import asyncio
+import doctest
+import importlib
+import inspect
+import io
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import shmexec
+
+ALSO = (
+    "shmexec.executor.OptionsView",
+    "shmexec.pipelines.Results",
+    "shmexec.scripts.ScriptFunction",
+)
+"""What public methods return, and no name of the package is."""
+
+NO_EXAMPLE = {
+    "shmexec.__version__": "a text",
+}
+
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """All names that users have to do with, and what they are."""
+    named = [f"shmexec.{name}" for name in shmexec.__all__]
+    for name in (*named, *ALSO):
+        module, _, own = name.rpartition(".")
+        value = getattr(importlib.import_module(module), own)
+        yield name, value
+        if inspect.isclass(value):
+            for member, function in members(value):
+                yield f"{name}.{member}", function
+
+
+def members(cls: type) -> Iterator[tuple[str, Any]]:
+    """Public methods and properties that are defined in this package."""
+    for name in dir(cls):
+        owner = next((each for each in cls.__mro__ if name in vars(each)), object)
+        if owner.__module__.partition(".")[0] == "shmexec" and (
+            name[0] != "_" or name == "__call__"
+        ):
+            value = vars(owner)[name]
+            value = getattr(value, "__func__", getattr(value, "fget", value))
+            if inspect.isroutine(value):
+                yield name, value
+
+
+def is_told_elsewhere(doc: str) -> bool:
+    """Whether it refers to another method, or says that users have no business with it."""
+    first = doc.partition("\n")[0]
+    return first.startswith("As :meth:") or first.endswith(
+        ("or the pool only.", "or the executor only.")
+    )
+
+
+def test_every_public_name_has_a_docstring_with_an_example():
+    lacking = []
+    for name, value in public():
+        doc = inspect.getdoc(value) or ""
+        if name not in NO_EXAMPLE and not is_told_elsewhere(doc):
+            if not doc:
+                lacking.append(f"{name}: no docstring")
+            elif ">>> " not in doc:
+                lacking.append(f"{name}: no example")
+    assert not lacking, "\n".join(lacking)
+
+
+def test_every_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    with shmexec.Executor(2) as ex:
+        there = {
+            "ex": ex,
+            "Path": Path, "asyncio": asyncio, "np": np, "os": os, "time": time,
+            "shmexec": shmexec,
+        }
+        done = set()
+        for name, value in public():
+            doc = inspect.getdoc(value) or ""
+            if doc not in done:  # methods are inherited
+                done.add(doc)
+                example = doctest.DocTestParser().get_doctest(
+                    doc, dict(there), name, None, 0
+                )
+                runner.run(example, out=said.write)
+    assert runner.tries > 100
+    assert not runner.failures, said.getvalue()
