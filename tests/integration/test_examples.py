@@ -83,7 +83,11 @@ def test_every_example_runs(tmp_path, monkeypatch):
     with shmexec.Executor(2) as ex:
         there = {
             "ex": ex,
-            "Path": Path, "asyncio": asyncio, "np": np, "os": os, "time": time,
+            "Path": Path,
+            "asyncio": asyncio,
+            "np": np,
+            "os": os,
+            "time": time,
             "shmexec": shmexec,
         }
         done = set()
