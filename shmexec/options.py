@@ -2,8 +2,8 @@
 
 Environment variables: ``SHMEXEC_WORKERS`` (default number of workers),
 ``SHMEXEC_SEGMENT`` (``memfd`` or ``posix``: the kind of shared memory and, with it, the
-portable or the Linux transport) and ``SHMEXEC_NATIVE`` (``0``: do not use the native
-part).
+portable or the Linux transport), ``SHMEXEC_NATIVE`` (``0``: do not use the native
+part) and ``SHMEXEC_VISIBLE`` (``0``: ``shmexec top`` does not see the pools).
 """
 
 from __future__ import annotations
@@ -80,9 +80,18 @@ def segment_kind() -> Literal["memfd", "posix"]:
 
 def native_wanted() -> bool:
     """Whether the native part is to be used where it was built: ``SHMEXEC_NATIVE``."""
-    chosen = os.environ.get("SHMEXEC_NATIVE", "")
+    return _is_on("SHMEXEC_NATIVE")
+
+
+def visible() -> bool:
+    """Whether other programs of this user may see the pool: ``SHMEXEC_VISIBLE``."""
+    return _is_on("SHMEXEC_VISIBLE")
+
+
+def _is_on(variable: str) -> bool:
+    chosen = os.environ.get(variable, "")
     if chosen not in {"", "0", "1"}:
-        msg = f"SHMEXEC_NATIVE must be '0' or '1', not {chosen!r}"
+        msg = f"{variable} must be '0' or '1', not {chosen!r}"
         raise ValueError(msg)
     return chosen != "0"
 
@@ -256,6 +265,7 @@ class Options:
     in_process: bool = False
     worker_output: WorkerOutput = "forward"
     native: bool = True
+    visible: bool = True
     fallback: Fallback | None = None
     actor: ActorOptions | None = None
     context: tuple[ContextVar[Any], ...] = ()
@@ -329,6 +339,7 @@ class Options:
             in_process=bool(in_process),
             worker_output=_worker_output(worker_output),
             native=native_wanted(),
+            visible=visible(),
             fallback=_fallback(fallback),
             context=_context(context),
         )

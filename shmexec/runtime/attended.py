@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from shmexec.deadline import now
+from shmexec.deadline import Deadline, now
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory.host import Block
 from shmexec.memory.whole import Whole
@@ -352,6 +352,15 @@ class Attended:
             ):
                 calls.resolve(outcome)
                 self._outcomes.pop(number, None)
+
+    def appear(self) -> None:
+        """Be seen by other programs of this user; the dispatcher calls it."""
+        if self.options.visible:
+            lifecycle.appear()
+
+    def facts(self, deadline: Deadline) -> dict[str, Any]:
+        """What they are told of it; locks are waited for until then."""
+        return self.telling.facts(self, deadline)
 
     def dispatcher_failed(self, error: BaseException) -> None:
         """The dispatcher met a bug: fail everything rather than hang."""

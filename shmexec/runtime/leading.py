@@ -312,6 +312,9 @@ class Leading:
 
     def _run(self) -> None:
         try:
+            self._pool.work()
+            # Now that the first workers start, which takes longer.
+            self._pool.appear()
             while not self._pool.finished():
                 self._pool.work()
                 if self._lead.acquire(blocking=False):

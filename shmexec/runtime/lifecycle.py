@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from shmexec.memory.host import Host
 from shmexec.memory.segment import Kind
-from shmexec.runtime import monitor
+from shmexec.runtime import monitor, presence
 from shmexec.runtime.server import forget_fork_server
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 _hosts: dict[Kind, Host] = {}
 _lock = threading.Lock()
 _exiting = False
+_presence: presence.Presence | None = None
 
 opening: set[WorkerHandle] = set()
 """Workers that are being started: no pool knows them yet."""
@@ -73,7 +74,32 @@ def register(pool: Pool) -> None:
 
 def unregister(pool: Attended) -> None:
     """It has ended: nothing is left to look after."""
+    global _presence
     _pools.discard(cast("Pool", pool))
+    if _presence is None:
+        return
+    with _lock:
+        if any(each.leading.started for each in list(_pools)):
+            return
+        found, _presence = _presence, None
+    if found is not None:
+        found.close()
+
+
+def appear() -> None:
+    """Let other programs of this user see the pools of this process.
+
+    Without descriptors or threads for that they are not seen, and go on all the same.
+    """
+    global _presence
+    # Under the lock, since no child may be forked with a socket that nobody knows.
+    with _lock, contextlib.suppress(OSError, RuntimeError):
+        if _presence is None and presence.possible():
+            _presence = presence.Presence(_describe)
+
+
+def _describe() -> bytes:
+    return presence.message(pool.facts for pool in list(_pools) if pool.options.visible)
 
 
 def pools() -> list[Pool]:
@@ -115,14 +141,16 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _lock, launch
+    global _lock, launch, _presence
     _lock, launch = threading.Lock(), threading.Lock()
     steps: list[Callable[[], object]] = [
         *(found.after_fork_in_child for found in _hosts.values()),
         *(partial(pool.after_fork_in_child, keep_in_child) for pool in list(_pools)),
         *(partial(handle.close_in_child, keep_in_child) for handle in opening),
         forget_fork_server,
+        *([_presence.close_in_child] if _presence is not None else []),
     ]
+    _presence = None
     _hosts.clear()
     _pools.clear()
     opening.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
+from shmexec.deadline import now
 from shmexec.memory.host import Host
 from shmexec.options import Options
 from shmexec.runtime import monitor
@@ -28,6 +29,7 @@ class Tables:
 
     Attributes:
         options: The pool's settings.
+        born: When it was made.
         host: Its memory.
         lock: The pool's; in a forked child another one.
         room: Gives calls their blocks.
@@ -43,6 +45,7 @@ class Tables:
 
     def __init__(self, options: Options, host: Host, room: RoomMaker) -> None:
         self.options = options
+        self.born = now()
         self.lock = threading.Lock()
         self.host = host
         self.room = room

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from threading import Lock
+from typing import Any
 
-from shmexec.deadline import now
+from shmexec.deadline import Deadline, now
 from shmexec.figures import Health, Step, Story
-from shmexec.runtime import monitor, showing
+from shmexec.runtime import facts, monitor, showing
 from shmexec.runtime.futures import Future
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.tables import Tables
@@ -76,6 +77,12 @@ class Telling:
     def dump(self) -> str:
         """See :meth:`shmexec.Executor.dump`."""
         return showing.show(self._tables, self._lock, self._standing)
+
+    def facts(self, account: Hashable, deadline: Deadline) -> dict[str, Any]:
+        """For other programs of this user; see :mod:`~shmexec.runtime.facts`."""
+        return facts.of_pool(
+            self._tables, account, self._standing, self._lock, deadline
+        )
 
     def story(self, number: int, future: Future[object] | None) -> Story:
         """What happened to a call.

@@ -1,0 +1,1 @@
+"""The parts of ``shmexec top``: finding pools, what the system says, and the screen."""
