@@ -64,7 +64,7 @@ def of_pool(
 
 
 def _acquire(lock: Lock, deadline: Deadline) -> bool:
-    return lock.acquire(timeout=max(0.0, deadline.remaining() or 0.0))
+    return lock.acquire(timeout=deadline.remaining() or 0.0)
 
 
 def _counts(tables: Tables) -> dict[str, Any]:

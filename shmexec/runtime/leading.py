@@ -58,6 +58,10 @@ GLANCE = 0.0001
 LONG_NAP = 1.0
 """Seconds after which it looks all the same."""
 
+UNSEEN = 0.1
+"""Seconds after which other programs see the pool: one that is over by then need not pay
+for it, which takes a thread."""
+
 READ, WRITE = select.POLLIN, select.POLLOUT
 
 
@@ -121,6 +125,9 @@ class Leading:
         self._asleep = False  # the dispatcher leads and there is nothing to do
         self._resolving = False  # the dispatcher is in user code, maybe for long
         self._thread: threading.Thread | None = None
+        self._unseen: Deadline | None = (
+            None  # until when no other program sees the pool
+        )
 
     # -- threads that wait ---------------------------------------------------------------
 
@@ -274,6 +281,7 @@ class Leading:
                 daemon=True,
             )
             self._thread = thread
+            self._unseen = Deadline(UNSEEN)
             self._pool.host.add_poke(self.poke)
             try:
                 thread.start()
@@ -312,11 +320,9 @@ class Leading:
 
     def _run(self) -> None:
         try:
-            self._pool.work()
-            # Now that the first workers start, which takes longer.
-            self._pool.appear()
             while not self._pool.finished():
                 self._pool.work()
+                self._appear()
                 if self._lead.acquire(blocking=False):
                     self._dispatch()
                 else:
@@ -350,13 +356,23 @@ class Leading:
                 if idle:
                     self._callbacks = False
                 self._asleep = idle
-                self._read(pool.seconds_to_trim() if idle else None)
+                left = pool.seconds_to_trim() if idle else None
+                unseen = self._unseen
+                self._read(left if unseen is None else unseen.within(left))
                 self._asleep = False
+                if unseen is not None and unseen.passed():
+                    break
         finally:
             self._asleep = self._dispatching = False
             self._lead.release()
         if stepping_back:
             self._stand_by()
+
+    def _appear(self) -> None:
+        """Let them see it, when it has lived for so long that there may be a need."""
+        if self._unseen is not None and self._unseen.passed():
+            self._unseen = None
+            self._pool.appear()
 
     def _stand_by(self) -> None:
         """Another thread leads: return when none has for a while, or on a need."""
@@ -365,9 +381,12 @@ class Leading:
             led = self._led
             # One thread that leads for long is not looked at: it rings when it leaves.
             self._parked = quiet > PATIENCE
-            rung = self._bell.wait(LONG_NAP if self._parked else NAP)
+            nap = LONG_NAP if self._parked else NAP
+            unseen = self._unseen
+            rung = self._bell.wait(nap if unseen is None else unseen.within(nap))
             if self._parked:
                 self._parked, quiet = False, 0
+                self._appear()
             pool = self._pool
             if pool.has_work() or (rung and (self._followers or self._callbacks)):
                 return

@@ -8,7 +8,7 @@ user, and nothing otherwise. What it says is not read. Whoever asks checks alike
 asked, since anybody can give a socket such a name.
 
 A thread of its own waits there, so that no pool is woken and nobody who reads replies is
-held up; it sleeps in ``accept`` until somebody asks, or until the last pool has ended,
+held up; it sleeps until somebody asks, or until the last pool has ended,
 which shuts the socket down. It never waits for who asked: what they do not take at once
 they do not get.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 import sys
@@ -114,6 +115,7 @@ class Presence:
         try:
             self._listener.bind(f"\0{name_prefix()}{os.urandom(16).hex()}")
             self._listener.listen(WAITING_AT_MOST)
+            self._listener.setblocking(False)
             self._thread = threading.Thread(
                 target=self._serve, name="shmexec-presence", daemon=True
             )
@@ -123,14 +125,24 @@ class Presence:
             raise
 
     def _serve(self) -> None:
-        # The descriptor may be somebody else's by now, if the program closed it.
-        with contextlib.suppress(OSError), self._listener:
-            while not self._gone.is_set():
+        poll = select.poll()
+        with self._listener as listener:
+            poll.register(listener, select.POLLIN)
+            while True:
+                # Woken by who asks, or by `close`. To wait in `accept` would take one
+                # descriptor more meanwhile.
+                poll.poll()
+                if self._gone.is_set():
+                    break
                 try:
-                    asker, _ = self._listener.accept()
+                    asker, _ = listener.accept()
+                except BlockingIOError:
+                    continue
                 except OSError as error:
                     if error.errno not in _SCARCE:
-                        break  # it was shut down, or the program has closed it
+                        # The program has closed it; the descriptor is another's.
+                        listener.detach()
+                        break
                     # `close` ends the wait; who asked waits on.
                     self._gone.wait(_PAUSE)
                     continue

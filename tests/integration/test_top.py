@@ -86,11 +86,21 @@ def program(tmp_path):
 
 
 def _look(pid):
+    """What is seen of one program; others, which may be stopped, are not waited for."""
+    answers = []
     with Lookout() as lookout:
-        answers = [each for each in lookout.look(LONG) if each.pid == pid]
+        for _ in range(20):
+            answers = [each for each in lookout.look(0.5) if each.pid == pid]
+            if not answers or any(each.facts or each.garbled for each in answers):
+                break
     found = Gauge().programs(answers)
     assert len(found) <= 1
     return found[0] if found else None
+
+
+def _stop(pid):
+    os.kill(pid, signal.SIGSTOP)
+    assert wait_until(lambda: gauging.psutil.Process(pid).status() == "stopped")
 
 
 def _busy(pid):
@@ -146,12 +156,12 @@ def test_one_table_where_there_is_no_terminal(running, capsys):
 def test_a_program_that_is_stopped_is_shown_and_not_waited_for_again(program, capsys):
     process = program
     with Lookout() as lookout:
-        os.kill(process.pid, signal.SIGSTOP)
+        _stop(process.pid)
 
         def asked():
             return [each for each in lookout.look(0.1) if each.pid == process.pid]
 
-        (answer,) = wait_until(asked)
+        (answer,) = asked()
         seen = Gauge().programs([answer])[0]
         assert not seen.answers
         assert "stopped" in seen.why
@@ -169,7 +179,7 @@ def test_a_program_that_is_stopped_is_shown_and_not_waited_for_again(program, ca
 def test_of_a_program_that_was_asked_too_often_the_process_is_known(program):
     process = program
     name = next(n for n in finding._names() if process.pid in finding._owners(n))
-    os.kill(process.pid, signal.SIGSTOP)
+    _stop(process.pid)
     with contextlib.ExitStack() as lookouts:
         found = []
         for _ in range(presence.WAITING_AT_MOST + 3):
@@ -250,7 +260,8 @@ def test_the_environment_may_make_pools_invisible(make_executor, monkeypatch):
     assert _look(os.getpid()) is None
     monkeypatch.setenv("SHMEXEC_VISIBLE", "1")
     make_executor(name="seen").submit(os.getpid).result()
-    assert wait_until(lambda: [p.name for p in _look(os.getpid()).pools] == ["seen"])
+    assert wait_until(lambda: _look(os.getpid()))
+    assert [pool.name for pool in _look(os.getpid()).pools] == ["seen"]
     monkeypatch.setenv("SHMEXEC_VISIBLE", "no")
     with pytest.raises(ValueError, match="SHMEXEC_VISIBLE must be '0' or '1'"):
         make_executor()
@@ -266,6 +277,7 @@ def test_pools_share_one_thread_and_descriptor_which_end_with_the_last(make_exec
     assert [ex.submit(abs, -1).result() for ex in (one, two)] == [1, 1]
     assert wait_until(lambda: lifecycle._presence is not None)
     assert _threads() == 1
+    assert wait_until(lambda: two._pool.leading._unseen is None)
     names = {pool.name for pool in _look(os.getpid()).pools}
     assert names == {"shmexec", "one", "two"}
     one.shutdown()
@@ -278,8 +290,9 @@ def test_pools_share_one_thread_and_descriptor_which_end_with_the_last(make_exec
 
 def test_a_thread_that_keeps_the_lock_of_a_pool_holds_nobody_up(fresh_executor):
     fresh_executor.submit(abs, -1).result()
+    assert wait_until(lambda: _look(os.getpid()))
     with fresh_executor._pool._lock:
-        (pool,) = wait_until(lambda: _look(os.getpid())).pools
+        (pool,) = _look(os.getpid()).pools
     assert pool.state == "locked"
     (pool,) = _look(os.getpid()).pools
     assert pool.state == "ready"

@@ -126,7 +126,7 @@ class Lookout:
             names[each.sock.fileno()] = name
         while self._asked:
             fresh = any(each.fresh for each in self._asked.values())
-            left = max(0.0, deadline.remaining() or 0.0) if fresh else 0.0
+            left = (deadline.remaining() or 0.0) if fresh else 0.0
             # Woken by an answer, or the end of a program; else by time.
             ready = poll.poll(left * 1000)
             for descriptor, _ in ready:
