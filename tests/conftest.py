@@ -139,15 +139,19 @@ class Belongings:
     def left_over(self) -> list[str]:
         """What is there now and was not there before."""
         left = [text for pid, text in _children().items() if pid not in self.children]
+        # A pool from before is seen by other programs once it is old enough.
+        seen = lifecycle._presence if self.pools_open else None
         left += [
             f"thread {thread.name}"
             for thread in threading.enumerate()
             if thread not in self.threads and thread.is_alive()
+            if seen is None or thread is not seen._thread
         ]
         left += [
             f"descriptor {number} {target}"
             for number, target in _descriptors().items()
             if self.descriptors.get(number) != target and "/proc/" not in target
+            if seen is None or number != seen._listener.fileno()
         ]
         left += [f"/dev/shm/{name}" for name in shm_names() - self.names]
         # While workers live they may have quota, and leases on what awaits their gc.

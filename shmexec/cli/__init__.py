@@ -1,4 +1,4 @@
-"""The command line: ``shmexec run``, ``serve``, ``demo``, ``top`` and their kind.
+"""The command line: ``shmexec run``, ``shmexec serve``, ``shmexec demo`` and others.
 
 Only the parser lives here; each command is a module of its own, imported when it is
 asked for, since workers import this package to reach :mod:`shmexec.cli.target`.
@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from shmexec import __version__
+from shmexec.cli import looking
 from shmexec.options import (
     WORKERS_AT_MOST,
     byte_count,
@@ -40,6 +41,8 @@ examples:
       --batch-size 256 --workers 4 --timeout 60
   shmexec top
       what the pools of this user do now, live
+  shmexec doctor
+      whether a pool works here, and what to change
   shmexec serve model.py
       the script's functions for programs in other languages, by JSON-RPC
   shmexec bench --quick
@@ -100,32 +103,6 @@ examples:
 
 exit codes: 0 end of input or shutdown, 1 the script cannot be loaded or replies not be
 written, 2 bad arguments, 130 Ctrl-C, 143 terminated
-"""
-
-_TOP_DESCRIPTION = """\
-Shows live what every shmexec pool of this user on this machine does: its program, its
-workers with their current calls, CPU and memory, the queue, failures and restarts. Keys:
-q quits, arrows scroll. Without a terminal it prints one table.
-
-Programs are found by sockets that their pools listen on, and asked; one that is stopped
-or busy is shown with what the system says of it. Only processes of this user are asked,
-and answer. Pools in other containers are not seen, nor those of programs started with
-SHMEXEC_VISIBLE=0, nor executors that have had no call yet. Linux only.
-"""
-
-_TOP_EXAMPLES = """\
-examples:
-  shmexec top
-  shmexec top --interval 5
-  shmexec top --once
-  shmexec top --json | jq '.programs[].pools[] | {name, pending, failed}'
-
-in the table:
-  FOR      since when the call, or the state, lasts
-  CPU %    of one CPU, since the last look
-  PRIVATE  memory of the worker's own; SHARED: shared memory that it has touched
-
-exit codes: 0 shown, 1 this system does not tell, 2 bad arguments, 143 terminated
 """
 
 _DEMO_DESCRIPTION = """\
@@ -199,10 +176,8 @@ def main(argv: list[str] | None = None) -> int:
         from shmexec.cli.bench import bench
 
         return bench(options)
-    if options.command == "top":
-        from shmexec.cli.top import top
-
-        return top(options)
+    if options.command is not None:
+        return looking.run(options, parser)
     parser.print_help(sys.stderr)
     return 2
 
@@ -229,7 +204,7 @@ def _parser() -> _Parser:
     _add_serve(commands)
     _add_demo(commands)
     _add_bench(commands)
-    _add_top(commands)
+    looking.add_parsers(commands)
     return parser
 
 
@@ -366,25 +341,6 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
 
 
-def _add_top(commands: argparse._SubParsersAction[_Parser]) -> None:
-    top = commands.add_parser(
-        "top",
-        help="what the pools of this user do now",
-        description=_TOP_DESCRIPTION,
-        epilog=_TOP_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    top.add_argument(
-        "--interval",
-        type=_interval,
-        default=1.0,
-        metavar="SECONDS",
-        help="time between two looks, at least 0.1 (default: 1)",
-    )
-    top.add_argument("--once", action="store_true", help="print one table and exit")
-    top.add_argument("--json", action="store_true", help="the same once, for scripts")
-
-
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
@@ -419,14 +375,6 @@ def _bytes(text: str) -> int:
 
 def _seconds_or_zero(text: str) -> float:
     return 0.0 if text.strip() in {"0", "0.0"} else _seconds(text)
-
-
-def _interval(text: str) -> float:
-    value = _seconds(text)
-    if not 0.1 <= value <= 86400:
-        msg = f"must be from 0.1 to 86400 seconds, not {text!r}"
-        raise argparse.ArgumentTypeError(msg)
-    return value
 
 
 def _seconds(text: str) -> float:

@@ -56,7 +56,8 @@ class Screen:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._keys = sys.stdin.fileno() if sys.stdin.isatty() else -1
+        stdin: Any = sys.stdin  # None, if the program was started without one
+        self._keys = stdin.fileno() if stdin is not None and stdin.isatty() else -1
         self._before: list[Any] = []
         self._undo = contextlib.ExitStack()
         self._offset = 0
@@ -85,10 +86,12 @@ class Screen:
         self._console.show_cursor(False)
 
     def _leave(self) -> None:
-        self._console.show_cursor(True)
-        self._console.control(Control.alt_screen(enable=False))
-        if self._before:
-            termios.tcsetattr(self._keys, termios.TCSAFLUSH, self._before)
+        try:
+            self._console.show_cursor(True)
+            self._console.control(Control.alt_screen(enable=False))
+        finally:
+            if self._before:
+                termios.tcsetattr(self._keys, termios.TCSAFLUSH, self._before)
 
     def draw(self, heading: Any, body: Any) -> None:
         """Show what there is room for: the heading, and the body from where it is at."""

@@ -10,9 +10,11 @@ import pytest
 pytest.importorskip("rich")
 
 from rich.console import Console
+from rich.text import Text
 
 from shmexec.cli.watching.display import duration, heading, overview, size
 from shmexec.cli.watching.records import Pool, Program, Usage, Worker
+from shmexec.cli.watching.screen import Screen
 
 USAGE = Usage(99.6, 123_456_789, 987_654_321)
 WORKER = Worker(
@@ -93,6 +95,28 @@ def test_nothing_that_a_terminal_obeys_is_drawn():
     assert not set("\x1b\r\x07") & set(text)
     assert "[bold]" in text
     assert "?[31mred" in text
+
+
+def test_the_screen_scrolls_as_far_as_there_is_something():
+    file = io.StringIO()
+    console = Console(file=file, width=20, height=4, force_terminal=True)
+    screen = Screen(console)
+    body = Text("\n".join(f"line {number}" for number in range(6)))
+
+    def drawn(keys=""):
+        assert screen._obey(keys) or not keys
+        file.seek(0)
+        file.truncate()
+        screen.draw(Text("head"), body)
+        text = Text.from_ansi(file.getvalue().removeprefix("\x1b[H")).plain
+        return [line.rstrip() for line in text.splitlines()]
+
+    assert drawn() == ["head", "line 0", "line 1", "… 4 lines more"]
+    assert drawn("\x1b[B") == ["head", "line 1", "line 2", "… 3 lines more"]
+    assert drawn("\x1b[6~") == ["head", "line 3", "line 4", "line 5"]
+    assert drawn("k") == ["head", "line 2", "line 3", "… 2 lines more"]
+    assert drawn("\x1b[5~") == drawn("x") == drawn()
+    assert not any(map(screen._obey, ["q", "Q", "\x03", "", "abq"]))
 
 
 def test_no_program():
