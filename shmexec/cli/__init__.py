@@ -160,6 +160,10 @@ def main(argv: list[str] | None = None) -> int:
             options.workers = _workers(parser, options.workers, otherwise)
     except SystemExit as stop:
         return int(stop.code or 0)
+    return _run(options, parser)
+
+
+def _run(options: argparse.Namespace, parser: _Parser) -> int:
     if options.command == "run":
         from shmexec.cli.run import run
 
