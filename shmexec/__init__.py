@@ -18,6 +18,7 @@ _HOME = {
     "Actor": "shmexec.actors",
     "Batcher": "shmexec.batcher",
     "BatcherStats": "shmexec.figures",
+    "CallRecord": "shmexec.figures",
     "Executor": "shmexec.executor",
     "Future": "shmexec.runtime.futures",
     "ForkPerCallExecutor": "shmexec.forkpercall",
@@ -27,6 +28,7 @@ _HOME = {
     "MemoryStats": "shmexec.figures",
     "Script": "shmexec.scripts",
     "Pipeline": "shmexec.pipelines",
+    "Profile": "shmexec.profiling.profile",
     "Shared": "shmexec.wire.objects",
     "Stage": "shmexec.pipelines",
     "Stats": "shmexec.figures",
@@ -49,6 +51,7 @@ __all__ = [
     "Actor",
     "Batcher",
     "BatcherStats",
+    "CallRecord",
     "CallStopped",
     "CallTimeout",
     "Executor",
@@ -64,6 +67,7 @@ __all__ = [
     "Pipeline",
     "PoolBroken",
     "PoolClosed",
+    "Profile",
     "QueueFull",
     "RemoteError",
     "RemoteTraceback",
@@ -117,6 +121,7 @@ if TYPE_CHECKING:
     from shmexec.executor import Executor
     from shmexec.figures import (
         BatcherStats,
+        CallRecord,
         Health,
         MemoryStats,
         Stats,
@@ -127,6 +132,7 @@ if TYPE_CHECKING:
     from shmexec.forkpercall import ForkPerCallExecutor
     from shmexec.loading import LoadedScript, load
     from shmexec.pipelines import Pipeline, Stage
+    from shmexec.profiling.profile import Profile
     from shmexec.runtime.futures import Future
     from shmexec.runtime.streams import Stream
     from shmexec.scripts import FunctionInfo, Script

@@ -383,6 +383,10 @@ class Actor(AsyncClosing, Generic[T]):
         """See `Executor.dump`. No public name: it would hide a method's."""
         return "\n".join(each.dump() for each in self._replicas)
 
+    def _pools(self) -> list[Pool | InlinePool]:
+        """See `Executor._pools`."""
+        return [each.pool for each in self._replicas]
+
     def _halt(self) -> None:
         for each in self._replicas:
             each.halt()
@@ -460,6 +464,9 @@ class _Replica(Protocol):
 
     feeders: weakref.WeakSet[Feeder]
 
+    @property
+    def pool(self) -> Pool | InlinePool: ...
+
     def submit(
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Future[Any]: ...
@@ -497,28 +504,28 @@ class _Remote:
 
     def __init__(self, options: Options) -> None:
         self._options = options.call
-        self._pool = Pool(options)
-        self.state = self._pool.standing
-        self.stats = self._pool.stats
-        self.dump = self._pool.dump
-        self.shutdown = self._pool.shutdown
-        self.halt = self._pool.halt
-        self.abandon = self._pool.abandon
-        self.feeders = self._pool.feeders
-        self._pool.start_all()
+        self.pool = Pool(options)
+        self.state = self.pool.standing
+        self.stats = self.pool.stats
+        self.dump = self.pool.dump
+        self.shutdown = self.pool.shutdown
+        self.halt = self.pool.halt
+        self.abandon = self.pool.abandon
+        self.feeders = self.pool.feeders
+        self.pool.start_all()
 
     def submit(
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Future[Any]:
-        return self._pool.submit(call_method, (method, *args), kwargs, self._options)
+        return self.pool.submit(call_method, (method, *args), kwargs, self._options)
 
     def submit_sealed(self, method: str, *parcel: Any) -> Future[Any]:
-        return self._pool.submit(
+        return self.pool.submit(
             call_method, (method, *parcel), {}, self._options, sealed=True
         )
 
     def seal(self, item: Any) -> Any:
-        return self._pool.seal(item)
+        return self.pool.seal(item)
 
     def stream(
         self,
@@ -527,12 +534,12 @@ class _Remote:
         kwargs: Mapping[str, Any],
         buffersize: int,
     ) -> Stream[Any]:
-        return self._pool.stream(
+        return self.pool.stream(
             call_method, (method, *args), kwargs, self._options, buffersize
         )
 
     def unfinished(self) -> float:
-        return float("inf") if self._pool.broken else self._pool.unfinished()
+        return float("inf") if self.pool.broken else self.pool.unfinished()
 
 
 class _Local:
@@ -546,12 +553,12 @@ class _Local:
         kwargs: Mapping[str, Any],
     ) -> None:
         self._options = options
-        self._pool = InlinePool(replace(options, initializer=None))
-        self.stats = self._pool.stats
-        self.feeders = self._pool.feeders
+        self.pool = InlinePool(replace(options, initializer=None))
+        self.stats = self.pool.stats
+        self.feeders = self.pool.feeders
         self._closed = False
         self._instance = Instance(cls.__name__)
-        built = self._pool.submit(
+        built = self.pool.submit(
             self._instance.build, (cls, args, kwargs), {}, options.call
         )
         self._error = built.exception()
@@ -561,7 +568,7 @@ class _Local:
     ) -> Future[Any]:
         self._check()
         call = self._instance.call
-        return self._pool.submit(call, (method, args, kwargs), {}, self._options.call)
+        return self.pool.submit(call, (method, args, kwargs), {}, self._options.call)
 
     def submit_sealed(self, method: str, *item: Any) -> Future[Any]:
         return self.submit(method, item, {})
@@ -578,7 +585,7 @@ class _Local:
     ) -> Stream[Any]:
         self._check()
         call, options = self._instance.call, self._options.call
-        return self._pool.stream(call, (method, args, kwargs), {}, options, buffersize)
+        return self.pool.stream(call, (method, args, kwargs), {}, options, buffersize)
 
     def _check(self) -> None:
         if self._error is not None:
@@ -604,8 +611,8 @@ class _Local:
         if self._closed:
             return
         self._closed = True
-        cleaned = self._pool.submit(self._instance.clean_up, (), {}, CallOptions())
-        self._pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+        cleaned = self.pool.submit(self._instance.clean_up, (), {}, CallOptions())
+        self.pool.shutdown(wait=wait, cancel_futures=cancel_futures)
         error = cleaned.exception()
         if error is not None:
             text = "".join(traceback.format_exception(error))

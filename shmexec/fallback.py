@@ -35,6 +35,7 @@ from shmexec.runtime.futures import Future
 from shmexec.runtime.inline import InlinePool, NoBlocks
 from shmexec.runtime.pool import Pool
 from shmexec.runtime.surroundings import around_calls
+from shmexec.runtime.tape import Tape
 from shmexec.scheduler import records as r
 from shmexec.wire import functions
 from shmexec.wire.channel import Waker
@@ -499,6 +500,13 @@ class ProcessPool(InlinePool):
     def width(self) -> int:
         """How many calls may run at once."""
         return self.options.max_workers
+
+    def start_recording(self, tape: Tape) -> NoReturn:
+        """There are no workers to be seen at work."""
+        msg = (
+            f"{self._no_workers()}: calls run in a process each, which none can profile"
+        )
+        raise RuntimeError(msg)
 
     def dump(self) -> str:
         """See :meth:`shmexec.Executor.dump`."""

@@ -213,6 +213,64 @@ class Story:
 
 
 @dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One call of a profile; of :attr:`shmexec.Profile.calls`.
+
+    Times are in seconds since the profile began, negative before that, and None for
+    what did not happen.
+    """
+
+    call: int
+    """The call's number in its pool, as errors name it; 0 if it could not be pickled."""
+    name: str
+    """Of the function."""
+    outcome: str
+    """``done``, ``failed`` (it raised, or could not run), ``cancelled``, ``timed out``,
+    ``worker died``; ``running`` or ``pending``: not done when the profile ended; ``apart``:
+    it was left to a process of its own, by a pool with a ``fallback``."""
+    error: str
+    """The type of the exception that it failed with, else empty."""
+    pool: str
+    """Name of the pool whose worker ran it: the executor's, or an actor's."""
+    worker: int | None
+    """Number of that worker in its pool; None if it was never sent."""
+    pid: int | None
+    """Its process id; None also if it is not known any more."""
+    attempts: int
+    """How often it was sent to a worker."""
+    packed: bool
+    """Whether it went there in one message with other calls, the last time."""
+    queued: float
+    """When it was handed to the scheduler, its arguments packed."""
+    sent: float | None
+    """When it was sent to the worker, the last time."""
+    began: float | None
+    """When the worker began it. What follows has arguments unpickled, the function and
+    its result pickled."""
+    ended: float | None
+    """When that was done, by the worker's own time."""
+    replied: float | None
+    """When this process took the reply in, or knew that there would be none."""
+    packing: float
+    """Seconds before ``queued`` in which arguments were pickled and copied, waiting for
+    room included; 0 for a call that was submitted before the profile began."""
+    placing: float
+    """Seconds after ``ended`` in which the worker copied results, waiting for room
+    included; of a stream those of all items."""
+    copied_in: int
+    """Bytes of arguments copied into shared memory."""
+    by_reference_in: int
+    """Bytes of arguments passed without a copy."""
+    copied_again: int
+    """Bytes of ``copied_in`` of arrays of 1 MB and more that lay where those of an
+    earlier call did: the same ones, as it seems."""
+    copied_out: int
+    """Bytes of results that the worker copied into shared memory."""
+    by_reference_out: int
+    """Bytes of results that were handed over without a copy."""
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """Whether a pool is well, at one moment; made by :meth:`shmexec.Executor.health`.
 

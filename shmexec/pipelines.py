@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import count
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from shmexec.actors import Actor, make_actor
 from shmexec.closing import AsyncClosing, Closing
@@ -23,6 +23,10 @@ from shmexec.runtime.conveyor import Conveyor, Replica, Ticket
 from shmexec.scheduler.flow import Entry
 from shmexec.wire.explaining import explain
 from shmexec.worker.stages import Builder
+
+if TYPE_CHECKING:
+    from shmexec.runtime.inline import InlinePool
+    from shmexec.runtime.pool import Pool
 
 __all__ = ["Pipeline", "Results", "Stage", "make_pipeline"]
 
@@ -432,6 +436,10 @@ class Pipeline(AsyncClosing, Generic[In, Out]):
         self._conveyor.close(cancel=cancel_futures)
         if wait:
             self._conveyor.wait_for_end()
+
+    def _pools(self) -> list[Pool | InlinePool]:
+        """See `Executor._pools`."""
+        return [pool for station in self._stations for pool in station.actor._pools()]  # noqa: SLF001
 
     def _halt(self) -> None:
         for station in self._stations:

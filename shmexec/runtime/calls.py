@@ -77,6 +77,10 @@ class PackedCall:
     """Whether a stream shall end: nobody wants more of it, or the pool ends."""
     stack = ""
     """Where it was when it was cancelled beside others."""
+    packing = 0.0
+    """Seconds that it took to pickle and to copy it, if that was looked at."""
+    again = 0
+    """Bytes of arrays that an earlier call was given as well, if that was looked at."""
     only_here = False
     """Whether it makes no sense in any other process than a worker of this pool."""
 
@@ -131,7 +135,7 @@ def pickle_call(
     Raises:
         SerializationError: If something cannot be pickled.
     """
-    name = _name(fn, args)
+    name = name_of(fn, args)
     try:
         function = describe(fn)
         if function.key and around is None:
@@ -154,7 +158,7 @@ def pickle_call(
         raise failure from error
 
 
-def _name(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
+def name_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
     """The user's word for the call, also if it is a chunk or a batch of calls."""
     if fn is call_method:
         name: str = args[0]
@@ -391,6 +395,15 @@ def traceback_of(payload: Any, views: tuple[Any, ...]) -> str:
     except Exception:  # noqa: BLE001  (it is for people; nothing depends on it)
         return ""
     return text if isinstance(text, str) else ""
+
+
+def error_name(payload: Any, views: tuple[Any, ...]) -> str:
+    """The type of the exception in a worker's error; ``?`` if that cannot be read."""
+    try:
+        name, _, _, _ = load(payload, views)
+    except Exception:  # noqa: BLE001  (nothing depends on it)
+        return "?"
+    return name if isinstance(name, str) else "?"
 
 
 def rebuild_error(data: bytes) -> BaseException:

@@ -59,7 +59,8 @@ class Counting:
     def bury(self, handle: WorkerHandle) -> None:
         """A worker has ended, and will be none of the workers: keep what it counted."""
         self._buried += handle.copied_out
-        self._add_blocks(*handle.blocks)
+        recycled, faulted, _ = handle.counts
+        self._add_blocks(recycled, faulted)
 
     def stats(self, *, gone: bool) -> Stats:
         """See :meth:`shmexec.Executor.stats`.
@@ -73,8 +74,8 @@ class Counting:
             self._worker_stats(worker.id, worker.state.value, worker.calls)
             for worker in machine.workers.values()
         )
-        blocks = ((self._recycled, self._faulted), *(each.blocks for each in handles))
-        recycled, faulted = (sum(each) for each in zip(*blocks, strict=True))
+        recycled = self._recycled + sum(each.counts.recycled for each in handles)
+        faulted = self._faulted + sum(each.counts.faulted for each in handles)
         with self._host.lock:
             used = self._host.budget.used(self._account)
             budget = 0 if gone else self._host.budget.limit(self._account)

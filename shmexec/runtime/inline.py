@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from shmexec.deadline import now
 from shmexec.errors import PoolBroken
 from shmexec.figures import Health, Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime.backend import Feeder
-from shmexec.runtime.calls import closed_error
+from shmexec.runtime.calls import closed_error, name_of
 from shmexec.runtime.futures import Future
 from shmexec.runtime.here import show_here
 from shmexec.runtime.streams import LocalStream
 from shmexec.runtime.surroundings import around_calls
+from shmexec.runtime.tape import Outcome, Tape, Who, here
 from shmexec.wire.objects import with_values
 from shmexec.worker import loop
 from shmexec.worker.loop import awaited
@@ -91,6 +93,7 @@ class InlinePool:
         self._refusal: BaseException | None = None
         self._numbers = itertools.count(1)
         self._done = self._failed = 0
+        self._tapes: tuple[Tape, ...] = ()
 
     def submit(
         self,
@@ -107,6 +110,7 @@ class InlinePool:
         future: Future[Any] = Future()
         future.keep = keep
         future.set_running_or_notify_cancel()
+        name, started = name_of(fn, args), now()
         try:
             fn, args, kwargs = with_values((fn, args, kwargs))
             run = self._surround(fn)
@@ -116,7 +120,25 @@ class InlinePool:
             note_read_only(error, fn, args, kwargs)
             future.set_exception(error)
             self._failed += 1
+        if self._tapes:
+            self._record(name, started, future.exception())
         return future
+
+    def _record(self, name: str, started: float, error: BaseException | None) -> None:
+        outcome = Outcome.DONE if error is None else Outcome.FAILED
+        row = here(self._done + self._failed, outcome, started, now())
+        who = Who(self.options.name, 0, os.getpid())
+        for tape in self._tapes:
+            tape.add(row, name, "" if error is None else type(error).__name__, who)
+
+    def start_recording(self, tape: Tape) -> None:
+        """Note calls on a tape; harmless if they are already."""
+        if tape not in self._tapes:
+            self._tapes = (*self._tapes, tape)
+
+    def stop_recording(self, tape: Tape) -> None:
+        """Note them there no more; harmless if they are not."""
+        self._tapes = tuple(each for each in self._tapes if each is not tape)
 
     def _prepare(self) -> None:
         """Run the initializer before the first call; if it fails, no call ever runs."""

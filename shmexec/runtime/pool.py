@@ -13,16 +13,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from shmexec.deadline import now
 from shmexec.errors import SerializationError
 from shmexec.figures import Health, Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle
 from shmexec.runtime.attended import Attended
 from shmexec.runtime.backend import Feeder
-from shmexec.runtime.calls import PackedCall, pack
+from shmexec.runtime.calls import PackedCall, name_of, pack
 from shmexec.runtime.futures import Future
+from shmexec.runtime.recording import start, stop
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.surroundings import around_calls
+from shmexec.runtime.tape import Tape
 from shmexec.runtime.waiting import may_block
 from shmexec.scheduler import records as r
 from shmexec.wire.parcels import Parcel
@@ -61,16 +64,22 @@ class Pool(Attended):
         if self._guard.refusing and not sealed:
             self._refuse()
         around = around_calls(self.options.context)
+        recorder = self._tables.recorder
+        started = 0.0 if recorder is None else now()
         try:
             call = pack(
                 fn, args, kwargs, self.room, copy=options.retries > 0, around=around
             )
             call.sealed = sealed
         except SerializationError as error:
+            if recorder is not None:
+                recorder.note_refused(name_of(fn, args), started)
             # As the standard library: it is the call that failed, not its submission.
             failed: Future[Any] = Future()
             failed.set_exception(error)
             return failed
+        if recorder is not None:
+            recorder.note_packing(call, started, args, kwargs)
         if keep is not None:
             call.future.keep = keep
         return self.enter(call, options, worker)
@@ -146,7 +155,11 @@ class Pool(Attended):
         if self._guard.refusing:
             self._refuse()
         around = around_calls(self.options.context)
+        recorder = self._tables.recorder
+        started = 0.0 if recorder is None else now()
         call = pack(fn, args, kwargs, self.room, around=around)
+        if recorder is not None:
+            recorder.note_packing(call, started, args, kwargs)
         call.credit = buffersize
         call.items = items = deque([call.future])
         # Items that have been taken cannot be unmade: no retries.
@@ -349,6 +362,16 @@ class Pool(Attended):
         return self.telling.health()
 
     # -- figures -----------------------------------------------------------------------
+
+    def start_recording(self, tape: Tape) -> None:
+        """Have what becomes of calls noted on a tape; harmless if it is already."""
+        with self._lock, self._whole:
+            start(self._tables, tape)
+
+    def stop_recording(self, tape: Tape) -> None:
+        """Note how far calls are that are not done, and no more; harmless if it is not."""
+        with self._lock, self._whole:
+            stop(self._tables, tape)
 
     def stats(self) -> Stats:
         """See :meth:`shmexec.Executor.stats`."""

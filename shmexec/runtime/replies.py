@@ -317,6 +317,9 @@ class Replies:
         if refs:
             loans = self._accept(handle, refs)
             views = tuple(loans if sealed else map(_mapped, loans))
+        recorder = self._tables.recorder
+        if recorder is not None:  # before the worker's figures are taken in
+            recorder.note_reply(handle, message, call, views)
         handle.note_figures(message)
         handle.arena.kept = 0
         if message.spilled:
@@ -355,11 +358,14 @@ class Replies:
         worker = self._machine.workers.get(handle.number)
         pack = worker.pack if worker is not None else {}
         came: dict[int, tuple[int, bool, float]] = {}
-        for number, kind, seconds, payload in results:
+        recorder = self._tables.recorder
+        for number, kind, seconds, payload, began in results:
             state = pack.get(number)
             if state is None:
                 continue
             call = self._calls.get(number)
+            if recorder is not None:
+                recorder.note_packed(number, call, kind, payload, began)
             if call is not None and not state.stopping:
                 after = handle.output.last
                 self._outcomes[number] = Outcome(call, kind, payload, after=after)

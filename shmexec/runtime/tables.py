@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from shmexec.deadline import now
 from shmexec.memory.host import Host
@@ -19,6 +20,9 @@ from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler.machine import Machine
 from shmexec.scheduler.records import WorkerState
 from shmexec.scheduler.weight import Limits
+
+if TYPE_CHECKING:
+    from shmexec.runtime.recording import Recorder
 
 PIDS_KEPT = 4096
 """Workers whose process ids are remembered, for stories of calls."""
@@ -41,6 +45,7 @@ class Tables:
         showing: Held by the thread that asks workers for their stacks; never inside the
             pool's lock.
         pids: Of workers, also of the latest of those that are gone.
+        recorder: Notes what becomes of calls, while somebody profiles the pool.
     """
 
     def __init__(self, options: Options, host: Host, room: RoomMaker) -> None:
@@ -70,6 +75,7 @@ class Tables:
         self.workers: dict[int, WorkerHandle] = {}
         self.showing = threading.Lock()
         self.pids: OrderedDict[int, int] = OrderedDict()
+        self.recorder: Recorder | None = None
 
     def adopt(self, handle: WorkerHandle) -> None:
         """A worker's process runs."""

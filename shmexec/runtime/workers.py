@@ -30,6 +30,7 @@ from shmexec.wire.channel import Framer, Sender, pair, send_descriptor
 from shmexec.wire.functions import KEPT_AT_MOST, FunctionRef, is_digest
 from shmexec.wire.messages import (
     LEASES_AT_MOST,
+    Counts,
     Kind,
     MalformedMessage,
     Message,
@@ -104,7 +105,7 @@ class WorkerHandle:
         self.verdict = ""
         self.exitcode: int | None = None
         self.copied_out = 0
-        self.blocks = (0, 0)
+        self.counts = Counts()
         self.warning = ""
         self.asked = self.killed = self.mute = False
         self.distrusted = ""
@@ -413,7 +414,7 @@ class WorkerHandle:
             raise MalformedMessage(msg)
         self.copied_out = message.number
         if message.key:
-            self.blocks = decode_counts(message.key)
+            self.counts = decode_counts(message.key)
 
     def call_not_begun(self) -> bool:
         """Whether the worker never began its last call; once it is dead.

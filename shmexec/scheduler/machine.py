@@ -448,6 +448,10 @@ class Machine:
         call = self.find(number)
         return None if call is None else inspection.story(call)
 
+    def watch(self, watch: Callable[[Call], object] | None) -> None:
+        """Have somebody told of each call that is finished, or nobody any more."""
+        self._state.memory.watch = watch
+
     def oldest_pending(self) -> Call | None:
         """The call that waits for longest; they are in the order they came in."""
         return next(inspection.pending(self._state), None)

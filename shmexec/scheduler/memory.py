@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from shmexec.scheduler.entities import Call
 from shmexec.scheduler.records import CallState
@@ -17,11 +18,13 @@ class Memory:
     Apart, so that what went wrong is still known when thousands went well since.
     """
 
-    __slots__ = ("_others", "_well")
+    __slots__ = ("_others", "_well", "watch")
 
     def __init__(self) -> None:
         self._well: deque[Call] = deque(maxlen=KEPT)
         self._others: deque[Call] = deque(maxlen=KEPT)
+        self.watch: Callable[[Call], object] | None = None
+        """Told of each call that is finished."""
 
     def keep(self, call: Call) -> None:
         """A call has just finished."""
@@ -31,6 +34,8 @@ class Memory:
             self._well.append(call)
         else:
             self._others.append(call)
+        if self.watch is not None:
+            self.watch(call)
 
     def find(self, number: int) -> Call | None:
         """The call of this number, if it is remembered."""

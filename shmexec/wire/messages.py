@@ -82,9 +82,10 @@ class Message(NamedTuple):
         refs: Buffers; with ``spilled`` the last one holds the payload.
         leases: Leases that ended (from workers) or offsets to free (to them).
         key: How the function is known, see :mod:`shmexec.wire.functions`; in replies
-            the worker's counts of blocks, if they are new.
+            the worker's counts of blocks and of copying, if they are new.
         payload: A pickle.
         spilled: The payload lies in the last ref instead.
+        began: When the call began, in replies, by the worker's ``time.monotonic``.
     """
 
     kind: Kind
@@ -97,13 +98,14 @@ class Message(NamedTuple):
     key: bytes = b""
     payload: bytes = b""
     spilled: bool = False
+    began: float = 0.0
 
 
 class MalformedMessage(ValueError):
     """Bytes that no peer of this version would send."""
 
 
-_HEADER = struct.Struct("<BBHHHIQqdI")
+_HEADER = struct.Struct("<BBHHHIQqddI")
 _REF = struct.Struct("<QIQQB")
 _HEADER_SIZE, _REF_SIZE = _HEADER.size, _REF.size
 _MAGIC = 0xA5
@@ -117,6 +119,7 @@ def encode_plain(
     seconds: float,
     key: bytes,
     payload: bytes,
+    began: float = 0.0,
 ) -> bytes:
     """As :func:`encode`, for the many messages that have neither refs nor leases.
 
@@ -129,22 +132,43 @@ def encode_plain(
         raise ValueError(msg)
     return (
         _HEADER.pack(
-            _MAGIC, kind, 0, 0, len(key), generation, request, number, seconds, size
+            _MAGIC,
+            kind,
+            0,
+            0,
+            len(key),
+            generation,
+            request,
+            number,
+            seconds,
+            began,
+            size,
         )
         + key
         + payload
     )
 
 
-_COUNTS = struct.Struct("<QQ")
+_COUNTS = struct.Struct("<QQd")
 
 
-def encode_counts(recycled: int, faulted: int) -> bytes:
-    """Blocks that a worker gave out so far, as they travel in the key of a reply."""
-    return _COUNTS.pack(recycled, faulted)
+class Counts(NamedTuple):
+    """What a worker has done so far; travels in the key of a reply."""
+
+    recycled: int = 0
+    """Blocks that it gave out."""
+    faulted: int = 0
+    """Such blocks of new memory."""
+    placing: float = 0.0
+    """Seconds that it copied results, and waited for room for them."""
 
 
-def decode_counts(key: bytes) -> tuple[int, int]:
+def encode_counts(recycled: int, faulted: int, placing: float) -> bytes:
+    """The :class:`Counts` as bytes."""
+    return _COUNTS.pack(recycled, faulted, placing)
+
+
+def decode_counts(key: bytes) -> Counts:
     """What :func:`encode_counts` was given.
 
     Raises:
@@ -153,8 +177,11 @@ def decode_counts(key: bytes) -> tuple[int, int]:
     if len(key) != _COUNTS.size:
         msg = f"{len(key)} bytes that are no counts of blocks"
         raise MalformedMessage(msg)
-    recycled, faulted = _COUNTS.unpack(key)
-    return recycled, faulted
+    recycled, faulted, placing = _COUNTS.unpack(key)
+    if not 0.0 <= placing < LONGEST:
+        msg = f"{placing} seconds of copying"
+        raise MalformedMessage(msg)
+    return Counts(recycled, faulted, placing)
 
 
 def encode(message: Message) -> bytes:
@@ -174,6 +201,7 @@ def encode(message: Message) -> bytes:
         key,
         payload,
         spilled,
+        began,
     ) = message
     head = _HEADER.pack(
         _MAGIC,
@@ -185,6 +213,7 @@ def encode(message: Message) -> bytes:
         request,
         number,
         seconds,
+        began,
         len(payload),
     )
     if refs or leases:
@@ -217,6 +246,7 @@ def decode(data: bytes) -> Message:
             request,
             number,
             secs,
+            began,
             size,
         ) = _HEADER.unpack_from(data)
     except struct.error:
@@ -233,6 +263,7 @@ def decode(data: bytes) -> Message:
         or kind & 0x7F not in _KINDS
         or (spilled and not n_refs)
         or not 0.0 <= secs < LONGEST
+        or not 0.0 <= began < LONGEST
     ):
         msg = f"{len(data)} bytes that are no message (kind {kind}, magic {magic})"
         raise MalformedMessage(msg)
@@ -253,6 +284,7 @@ def decode(data: bytes) -> Message:
         data[key_at:payload_at],
         data[payload_at:],
         bool(spilled),
+        began,
     )
 
 
@@ -266,14 +298,17 @@ class PackedResult(NamedTuple):
     kind: Kind
     seconds: float
     payload: bytes
+    began: float
 
 
-_RESULT = struct.Struct("<QBdI")
+_RESULT = struct.Struct("<QBddI")
 
 
-def encode_result(request: int, kind: Kind, seconds: float, payload: bytes) -> bytes:
+def encode_result(
+    request: int, kind: Kind, seconds: float, payload: bytes, began: float
+) -> bytes:
     """A packed result as bytes; they are strung together."""
-    return _RESULT.pack(request, kind, seconds, len(payload)) + payload
+    return _RESULT.pack(request, kind, seconds, began, len(payload)) + payload
 
 
 def decode_results(data: bytes) -> list[PackedResult]:
@@ -300,17 +335,18 @@ def decode_result(data: bytes, at: int) -> tuple[PackedResult, int]:
     if start > len(data):
         msg = f"a packed result of {len(data) - at} bytes"
         raise MalformedMessage(msg)
-    request, number, seconds, size = _RESULT.unpack_from(data, at)
+    request, number, seconds, began, size = _RESULT.unpack_from(data, at)
     kind = _KINDS.get(number)
     if (
         (kind is not Kind.RESULT and kind is not Kind.ERROR)
         or start + size > len(data)
         or not 0.0 <= seconds < LONGEST
+        or not 0.0 <= began < LONGEST
     ):
         msg = f"a packed result of kind {number} and {size} bytes"
         raise MalformedMessage(msg)
     payload = data[start : start + size]
-    return PackedResult(request, kind, seconds, payload), start + size
+    return PackedResult(request, kind, seconds, payload, began), start + size
 
 
 def in_batches(numbers: Iterable[int]) -> Iterable[tuple[int, ...]]:

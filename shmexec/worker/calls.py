@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
-from time import perf_counter
 from types import CoroutineType
 from typing import Any, NoReturn
 
+from shmexec.deadline import now
 from shmexec.wire import functions
 from shmexec.wire.messages import Kind, Message
 from shmexec.wire.pickling import Pickled, load
@@ -46,11 +46,11 @@ class Calls:
         self.running = running
 
     def begin(self, message: Message) -> float:
-        """Note that a call begins; returns when."""
+        """Note that a call begins; returns when, by the clock of all processes."""
         self._memory.make_room()
         # From here on the call is charged if the worker dies.
         os.pwrite(self._mark, message.request.to_bytes(MARK_BYTES, "little"), 0)
-        return perf_counter()
+        return now()
 
     def running_call(self) -> int | None:
         """The number of the call that runs, if calls run one at a time."""

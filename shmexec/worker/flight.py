@@ -16,10 +16,10 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar
-from time import perf_counter
 from types import CoroutineType, coroutine
 from typing import Any
 
+from shmexec.deadline import now
 from shmexec.wire.messages import Kind, Message
 from shmexec.wire.pickling import Pickled
 from shmexec.worker import loop as event_loop
@@ -225,7 +225,8 @@ class Flight:
     def _reply(self, message: Message, outcome: Outcome, started: float) -> Kind:
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
-        kind = self._replies.reply(message, *outcome, perf_counter() - started)
+        seconds = now() - started
+        kind = self._replies.reply(message, *outcome, seconds, started)
         if self._line.postponed:
             # Replying may wait for room; what came meanwhile would not wake anybody.
             self._loop.call_soon(self._look)
@@ -258,7 +259,7 @@ class Flight:
             if outcome[0] is Kind.ERROR:
                 await _guarded(steps.aclose(), self._calls.note_running)
                 return outcome
-            sent = self._reply(message, (Kind.ITEM, outcome[1]), perf_counter())
+            sent = self._reply(message, (Kind.ITEM, outcome[1]), now())
             if sent is Kind.ERROR:  # there was no room for it: that was the reply
                 await _guarded(steps.aclose(), self._calls.note_running)
                 return None

@@ -13,10 +13,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
-from time import perf_counter
 from typing import Any
 
 from shmexec import faultpoints
+from shmexec.deadline import now
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import objects
 from shmexec.wire.messages import Kind, Message, in_batches
@@ -170,10 +170,10 @@ class _Worker:
             return
         started = self.calls.begin(message)
         kind, pickled = self.calls.execute(message)
-        seconds = perf_counter() - started
+        seconds = now() - started
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
-        self._replies.reply(message, kind, pickled, seconds)
+        self._replies.reply(message, kind, pickled, seconds, started)
         if faultpoints.hook is not None:
             faultpoints.hook("worker.replied", self.line)
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
+from shmexec.deadline import now
 from shmexec.errors import SharedMemoryFull
 from shmexec.memory import native
 from shmexec.memory.allocator import ALIGNMENT
@@ -65,7 +66,8 @@ class WorkerMemory:
         }
         self.returns = Returns()
         self.copied = 0
-        self._counted = (0, 0)
+        self.placing = 0.0  # seconds
+        self._counted = (0, 0, 0.0)
         self._want_quota = want_quota
         self._calls_to_next_ask = 0
         self._live: dict[int, Ref] = {}
@@ -176,9 +178,9 @@ class WorkerMemory:
         return segment.part(ref.offset, ref.nbytes)
 
     def new_counts(self) -> bytes:
-        """How many blocks were recycled and faulted in so far; nothing if as last time."""
+        """Its :class:`~shmexec.wire.messages.Counts` so far; nothing if as last time."""
         blocks = self.arena.blocks
-        counts = blocks.blocks_recycled, blocks.blocks_faulted
+        counts = blocks.blocks_recycled, blocks.blocks_faulted, self.placing
         if counts == self._counted:
             return b""
         self._counted = counts
@@ -192,6 +194,7 @@ class WorkerMemory:
         Raises:
             SharedMemoryFull: If the parent grants no more room.
         """
+        started = now()
         nbytes = source.nbytes
         size = -(-nbytes // ALIGNMENT) * ALIGNMENT
         blocks = self.arena.blocks
@@ -217,6 +220,7 @@ class WorkerMemory:
             blocks.mark_committed(offset, size)
         source.fill(self.arena.segment.part(offset, nbytes))
         self.copied += nbytes
+        self.placing += now() - started
         return Ref(0, self.arena.id, offset, nbytes)
 
     def _get_quota(self, size: int, nbytes: int) -> None:

@@ -38,22 +38,23 @@ def run_pack(message: Message, calls: Calls, replies: Replies, mark: int) -> Non
     results: list[bytes] = []
     size, at = 0, PACK_LOG_AT
     deadline = inf
-    for request, payload in pickle.loads(message.payload):
+    for request, arguments in pickle.loads(message.payload):
         os.pwrite(mark, request.to_bytes(MARK_BYTES, "little"), 0)
         started = now()
         if started >= deadline:
             break
         deadline = message.seconds
-        call = Message(Kind.CALL, request, 0, 0, 0.0, (), (), message.key, payload)
+        call = Message(Kind.CALL, request, 0, 0, 0.0, (), (), message.key, arguments)
         kind, pickled = calls.execute(call)
         seconds = now() - started
         if os.getpid() != pid:
             os._exit(0)  # user code forked, and its child came back from the call
         if pickled.sources or len(pickled.payload) > _PACKED_AT_MOST:
-            replies.reply(call, kind, pickled, seconds)
+            replies.reply(call, kind, pickled, seconds, started)
             continue
         output.flush()
-        result = encode_result(request, kind, seconds, bytes(pickled.payload))
+        payload = bytes(pickled.payload)
+        result = encode_result(request, kind, seconds, payload, started)
         os.pwrite(mark, result, at)
         at += len(result)
         results.append(result)

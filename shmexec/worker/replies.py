@@ -35,13 +35,18 @@ class Replies:
         self._generation = line.generation
 
     def reply(
-        self, message: Message, kind: Kind, pickled: Pickled, seconds: float
+        self,
+        message: Message,
+        kind: Kind,
+        pickled: Pickled,
+        seconds: float,
+        began: float,
     ) -> Kind:
         """Send it; returns its kind, which is ERROR if there was no room."""
         output.flush()
         reply = None
         if pickled.sources or len(pickled.payload) >= INLINE_LIMIT:
-            reply = self._place(message, kind, pickled, seconds)
+            reply = self._place(message, kind, pickled, seconds, began)
         if faultpoints.hook is not None:
             faultpoints.hook("worker.writing", self._line)
         payload = bytes(pickled.payload) if reply is None else b""
@@ -54,19 +59,24 @@ class Replies:
             request = message.request
             self._line.write(
                 encode_plain(
-                    kind, request, generation, number, seconds, counts, payload
+                    kind, request, generation, number, seconds, counts, payload, began
                 )
             )
             return kind
         last = self._send_all_but_last(ended)
         if reply is None:
             reply = Message(kind, message.request, generation, number, seconds)
-            reply = reply._replace(payload=payload)
+            reply = reply._replace(payload=payload, began=began)
         self._line.send(reply._replace(leases=last, key=counts))
         return reply.kind
 
     def _place(
-        self, message: Message, kind: Kind, pickled: Pickled, seconds: float
+        self,
+        message: Message,
+        kind: Kind,
+        pickled: Pickled,
+        seconds: float,
+        began: float,
     ) -> Message:
         payload: Any = pickled.payload
         spilled = len(payload) >= INLINE_LIMIT
@@ -78,7 +88,8 @@ class Replies:
             if kind is Kind.ERROR:
                 # Not even the traceback fits: what is left is to say so.
                 error = type(error)("the call raised, and its traceback does not fit")
-            return self._place(message, Kind.ERROR, pickle_error(error), seconds)
+            failed = pickle_error(error)
+            return self._place(message, Kind.ERROR, failed, seconds, began)
         return Message(
             kind,
             message.request,
@@ -88,6 +99,7 @@ class Replies:
             refs,
             payload=b"" if spilled else payload,
             spilled=spilled,
+            began=began,
         )
 
     def send_results(self, results: list[bytes], *, ended: bool) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from time import perf_counter
 from typing import Any
 
+from shmexec.deadline import now
 from shmexec.wire.messages import Kind, Message
 from shmexec.wire.pickling import Pickled, ReplyPickler, dump
 from shmexec.worker.calls import Called, Calls
@@ -49,7 +49,7 @@ class Streams:
             del self._credits[message.request]
         del made
         if answer is not None:
-            self._replies.reply(message, *answer, perf_counter() - started)
+            self._replies.reply(message, *answer, now() - started, started)
 
     def _send_items(
         self, message: Message, steps: Steps, called: Called
@@ -65,7 +65,7 @@ class Streams:
                 if kind is Kind.ERROR:
                     self._close(steps)  # the iterator itself may be sound
                 return kind, pickled
-            if self._replies.reply(message, kind, pickled, 0.0) is Kind.ERROR:
+            if self._replies.reply(message, kind, pickled, 0.0, 0.0) is Kind.ERROR:
                 self._close(steps)  # there was no room for the item
                 return None
         return self._close(steps)

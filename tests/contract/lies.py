@@ -65,7 +65,7 @@ def message(**fields: Any) -> Message:
         "kind": Kind.RESULT,
         "request": request(),
         "generation": line().generation,
-        "key": encode_counts(0, 0),
+        "key": encode_counts(0, 0, 0.0),
     }
     return Message(**{**start, **fields})
 
@@ -133,9 +133,9 @@ def lie(name: str) -> NoReturn:
         signal.pause()
 
 
-def say_time(seconds: float) -> NoReturn:
-    """Claim that the call took so long."""
-    say(encode(message(seconds=seconds, payload=b"\x80\x05N.")))
+def say_time(**times: float) -> NoReturn:
+    """Claim that the call took so long, or began then."""
+    say(encode(message(**times, payload=b"\x80\x05N.")))
     while True:
         signal.pause()
 
@@ -149,7 +149,7 @@ def answer_with(kind: int, payload: bytes) -> NoReturn:
 def garble(seed: int, number: int) -> int:
     """Send messages as workers do, but for some bytes; then return."""
     rng = random.Random(seed)
-    result = encode_result(request(), Kind.RESULT, 0.1, b"\x80\x05N.")
+    result = encode_result(request(), Kind.RESULT, 0.1, b"\x80\x05N.", 0.1)
     for _ in range(number):
         kind = rng.choice([*Kind])
         said = message(

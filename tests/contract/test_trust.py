@@ -43,8 +43,9 @@ def test_a_worker_that_lies_is_killed(usable):
 def test_times_that_are_none(usable):
     """They would be reckoned with for calls to come."""
     for seconds in (math.nan, math.inf, -math.inf, -5e-6):
-        error = usable.submit(lies.say_time, seconds).exception()
-        assert isinstance(error, shmexec.WorkerDied), seconds
+        for what in ("seconds", "began"):
+            error = usable.submit(lies.say_time, **{what: seconds}).exception()
+            assert isinstance(error, shmexec.WorkerDied), (what, seconds)
 
 
 @pytest.mark.one_kind

@@ -39,6 +39,7 @@ MESSAGES = st.builds(
     key=st.binary(max_size=40),
     payload=st.binary(max_size=200),
     spilled=st.booleans(),
+    began=st.floats(0, 1e9),
 ).map(lambda message: message._replace(spilled=message.spilled and bool(message.refs)))
 
 quick = settings(deadline=None, max_examples=examples(120))
@@ -122,6 +123,7 @@ packed = st.builds(
     st.sampled_from([Kind.RESULT, Kind.ERROR]),
     st.floats(0, 1e9),
     st.binary(max_size=40),
+    st.floats(0, 1e9),
 )
 
 

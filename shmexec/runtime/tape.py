@@ -1,0 +1,165 @@
+"""Where a profile's calls are noted: one row of fixed size for each.
+
+A tape takes :data:`ROW_BYTES` for each call, and what the names of functions, exceptions
+and workers take, each noted once. If it is full the latest calls take the places of the
+earliest.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import threading
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+CALLS_AT_MOST = 100_000_000
+"""Rows of the largest tape."""
+
+
+class Outcome(IntEnum):
+    """What became of a call."""
+
+    DONE = 0
+    FAILED = 1
+    CANCELLED = 2
+    TIMED_OUT = 3
+    WORKER_DIED = 4
+    APART = 5  # its pool is broken, and has a fallback: see `shmexec.fallback`
+    RUNNING = 6  # these two: when the tape was stopped
+    PENDING = 7
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return self.name.lower().replace("_", " ")
+
+
+NEVER = math.nan
+
+
+class Row(NamedTuple):
+    """One call. Times are those of ``time.monotonic``, nan if there is none."""
+
+    call: int
+    name: int
+    worker: int
+    error: int
+    outcome: int
+    packed: bool
+    attempts: int
+    queued: float
+    sent: float
+    began: float
+    seconds: float
+    replied: float
+    packing: float
+    placing: float
+    copied_in: int
+    passed_in: int
+    again: int
+    copied_out: int
+    passed_out: int
+
+
+def unsent(outcome: Outcome, queued: float, replied: float) -> Row:
+    """A call that no worker was sent."""
+    times = (queued, NEVER, NEVER, 0.0, replied, 0.0, 0.0)
+    return Row(0, 0, 0, 0, outcome, False, 0, *times, 0, 0, 0, 0, 0)
+
+
+def here(call: int, outcome: Outcome, began: float, ended: float) -> Row:
+    """A call that ran in this process."""
+    times = (began, began, began, ended - began, ended, 0.0, 0.0)
+    return Row(call, 0, 0, 0, outcome, False, 1, *times, 0, 0, 0, 0, 0)
+
+
+_ROW = struct.Struct("<QIiiBBH7d5Q")
+_FORMATS = ("u8", "u4", "i4", "i4", "u1", "?", "u2", *["f8"] * 7, *["u8"] * 5)
+DTYPE = np.dtype(list(zip(Row._fields, (f"<{f}" for f in _FORMATS), strict=True)))
+"""The rows as NumPy sees them."""
+
+ROW_BYTES = _ROW.size
+
+
+class Who(NamedTuple):
+    """A worker."""
+
+    pool: str
+    number: int
+    """In its pool, from 1; 0 for this process, where ``in_process=True``."""
+    pid: int | None
+    """Process id, None if it is not known any more."""
+
+
+class _Names(dict[object, int]):
+    """Numbers things in the order in which they come."""
+
+    def __missing__(self, key: object) -> int:
+        self[key] = number = len(self)
+        return number
+
+
+class Tape:
+    """See the module. Several pools may write to it; its lock is the innermost of all.
+
+    Args:
+        max_calls: Calls that it has room for.
+    """
+
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
+        self._lock = threading.Lock()
+        self._data = bytearray()
+        self._names, self._errors, self._workers = _Names(), _Names(), _Names()
+        self.count = 0
+        """Calls that were noted, also those whose rows were written over."""
+
+    def add(
+        self,
+        row: Row,
+        name: str,
+        error: str = "",
+        who: Who | None = None,
+    ) -> None:
+        """Note a call; its name, its exception and its worker are filled in here."""
+        with self._lock:
+            data = _ROW.pack(
+                row[0],
+                self._names[name],
+                -1 if who is None else self._workers[who],
+                self._errors[error] if error else -1,
+                *row[4:],
+            )
+            if self.count < self._max_calls:
+                self._data += data
+            else:
+                at = self.count % self._max_calls * ROW_BYTES
+                self._data[at : at + ROW_BYTES] = data
+            self.count += 1
+
+    def read(self) -> Recording:
+        """What was noted so far."""
+        with self._lock:
+            rows = np.frombuffer(bytes(self._data), DTYPE)
+            count = self.count
+            names, errors, workers = (
+                tuple(each) for each in (self._names, self._errors, self._workers)
+            )
+        if count > self._max_calls:
+            rows = np.roll(rows, -(count % self._max_calls))
+        return Recording(rows, names, errors, workers, count - len(rows))  # type: ignore[arg-type]
+
+
+class Recording(NamedTuple):
+    """What is on a tape."""
+
+    rows: np.ndarray
+    """Of :data:`DTYPE`, in the order in which calls were done."""
+    names: tuple[str, ...]
+    errors: tuple[str, ...]
+    workers: tuple[Who, ...]
+    lost: int
+    """Calls whose rows were written over."""
