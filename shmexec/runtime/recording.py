@@ -20,7 +20,7 @@ import numpy as np
 from shmexec.deadline import now
 from shmexec.runtime.calls import PackedCall, error_name
 from shmexec.runtime.tables import Tables
-from shmexec.runtime.tape import NEVER, Outcome, Row, Tape, Who, unsent
+from shmexec.runtime.tape import NEVER, Outcome, Tape, Who, unsent
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler.entities import STOP, Call
 from shmexec.scheduler.records import CallState
@@ -28,6 +28,9 @@ from shmexec.wire.messages import Kind, MalformedMessage, Message, decode_counts
 
 LARGE = 1 << 20
 """Bytes of the smallest array that is known again."""
+
+WORKERS_AT_MOST = 4096
+"""Workers that are remembered."""
 
 PLACES_AT_MOST = 4096
 """Places of such arrays that are remembered."""
@@ -66,6 +69,7 @@ class Recorder:
         self._name = tables.options.name
         self.tapes: tuple[Tape, ...] = ()
         self._came: dict[int, _Came] = {}
+        self._workers: dict[int, Who] = {}
         self._places: OrderedDict[tuple[int, int], None] = OrderedDict()
 
     # -- on their way in ---------------------------------------------------------------
@@ -173,6 +177,15 @@ class Recorder:
             outcome = Outcome.PENDING if waits else Outcome.RUNNING
             self._write((tape,), call, self._came.get(call.id), outcome, "", NEVER)
 
+    def _worker(self, number: int) -> Who:
+        who = self._workers.get(number)
+        if who is None or who.pid is None:
+            if len(self._workers) >= WORKERS_AT_MOST:
+                self._workers.clear()
+            pid = self._tables.pids.get(number)
+            who = self._workers[number] = Who(self._name, number, pid)
+        return who
+
     def _write(
         self,
         tapes: tuple[Tape, ...],
@@ -183,31 +196,19 @@ class Recorder:
         replied: float,
     ) -> None:
         packed = came.call if came is not None else self._tables.calls.get(call.id)
-        sent, number, attempts, in_pack = _sending(call)
-        who = None
-        if number is not None:
-            who = Who(self._name, number, self._tables.pids.get(number))
-        row = Row(
-            call.id,
-            0,
-            0,
-            0,
-            outcome,
-            in_pack,
-            min(attempts, 0xFFFF),
-            call.born,
-            sent,
-            came.began if came is not None and came.began else NEVER,
-            call.seconds,
-            replied,
-            packed.packing if packed is not None else 0.0,
-            came.placing if came is not None else 0.0,
-            packed.copied if packed is not None else 0,
-            packed.by_reference if packed is not None else 0,
-            packed.again if packed is not None else 0,
-            came.copied if came is not None else 0,
-            came.passed if came is not None else 0,
-        )
+        sent, worker, attempts, in_pack = _sending(call)
+        packing, arguments = 0.0, (0, 0, 0)
+        if packed is not None:
+            packing = packed.packing
+            arguments = packed.copied, packed.by_reference, packed.again
+        began, placing, results = NEVER, 0.0, (0, 0)
+        if came is not None:
+            began, placing = came.began or NEVER, came.placing
+            results = came.copied, came.passed
+        who = None if worker is None else self._worker(worker)
+        times = call.born, sent, began, call.seconds, replied, packing, placing
+        # A plain tuple in the place of a `Row`: this is done for each call.
+        row = (call.id, outcome, in_pack, attempts, *times, *arguments, *results)
         for tape in tapes:
             tape.add(row, call.name, error, who)
 
@@ -216,10 +217,10 @@ def _sending(call: Call) -> tuple[float, int | None, int, bool]:
     """When it was sent last, to which worker; how often it was; whether in a pack."""
     sent, worker, attempts, in_pack = NEVER, None, 0, False
     for at, state, number, detail in call.history or ():
-        if state is CallState.RUNNING and not detail.startswith(STOP):
+        if state is CallState.RUNNING and not (detail and detail.startswith(STOP)):
             sent, worker, in_pack = at, number, bool(detail)
             attempts += 1
-    return sent, worker, attempts, in_pack
+    return sent, worker, min(attempts, 0xFFFF), in_pack
 
 
 def _placing(key: bytes, before: float) -> float:

@@ -1,7 +1,7 @@
 """Where a profile's calls are noted: one row of fixed size for each.
 
 A tape takes :data:`ROW_BYTES` for each call, and what the names of functions, exceptions
-and workers take, each noted once. If it is full the latest calls take the places of the
+and workers take, each noted once, and :data:`NAMES_AT_MOST` of either at most. If it is full the latest calls take the places of the
 earliest.
 """
 
@@ -11,7 +11,7 @@ import math
 import struct
 import threading
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,6 @@ class Row(NamedTuple):
     """One call. Times are those of ``time.monotonic``, nan if there is none."""
 
     call: int
-    name: int
-    worker: int
-    error: int
     outcome: int
     packed: bool
     attempts: int
@@ -67,19 +64,20 @@ class Row(NamedTuple):
 def unsent(outcome: Outcome, queued: float, replied: float) -> Row:
     """A call that no worker was sent."""
     times = (queued, NEVER, NEVER, 0.0, replied, 0.0, 0.0)
-    return Row(0, 0, 0, 0, outcome, False, 0, *times, 0, 0, 0, 0, 0)
+    return Row(0, outcome, False, 0, *times, 0, 0, 0, 0, 0)
 
 
 def here(call: int, outcome: Outcome, began: float, ended: float) -> Row:
     """A call that ran in this process."""
     times = (began, began, began, ended - began, ended, 0.0, 0.0)
-    return Row(call, 0, 0, 0, outcome, False, 1, *times, 0, 0, 0, 0, 0)
+    return Row(call, outcome, False, 1, *times, 0, 0, 0, 0, 0)
 
 
-_ROW = struct.Struct("<QIiiBBH7d5Q")
-_FORMATS = ("u8", "u4", "i4", "i4", "u1", "?", "u2", *["f8"] * 7, *["u8"] * 5)
-DTYPE = np.dtype(list(zip(Row._fields, (f"<{f}" for f in _FORMATS), strict=True)))
-"""The rows as NumPy sees them."""
+_ROW = struct.Struct("<IiiQBBH7d5Q")
+_FIELDS = ("name", "worker", "error", *Row._fields)
+_FORMATS = ("u4", "i4", "i4", "u8", "u1", "?", "u2", *["f8"] * 7, *["u8"] * 5)
+DTYPE = np.dtype(list(zip(_FIELDS, (f"<{f}" for f in _FORMATS), strict=True)))
+"""The rows as NumPy sees them; before each :class:`Row` what it is about, as numbers."""
 
 ROW_BYTES = _ROW.size
 
@@ -94,11 +92,25 @@ class Who(NamedTuple):
     """Process id, None if it is not known any more."""
 
 
+NAMES_AT_MOST = 1 << 16
+"""Names, and workers, that a tape tells from each other."""
+
+
 class _Names(dict[object, int]):
-    """Numbers things in the order in which they come."""
+    """Numbers things in the order in which they come.
+
+    Args:
+        others: Stands for all that come when there are too many.
+    """
+
+    def __init__(self, others: object) -> None:
+        super().__init__()
+        self._others = others
 
     def __missing__(self, key: object) -> int:
-        self[key] = number = len(self)
+        if len(self) >= NAMES_AT_MOST:
+            key = self._others
+        number = self[key] = self.get(key, len(self))
         return number
 
 
@@ -113,25 +125,32 @@ class Tape:
         self._max_calls = max_calls
         self._lock = threading.Lock()
         self._data = bytearray()
-        self._names, self._errors, self._workers = _Names(), _Names(), _Names()
+        self._names, self._errors = _Names("others"), _Names("others")
+        self._workers = _Names(Who("others", 0, None))
         self.count = 0
         """Calls that were noted, also those whose rows were written over."""
 
     def add(
         self,
-        row: Row,
+        row: tuple[Any, ...],
         name: str,
         error: str = "",
         who: Who | None = None,
     ) -> None:
-        """Note a call; its name, its exception and its worker are filled in here."""
+        """Note a call.
+
+        Args:
+            row: A :class:`Row`, or a plain tuple of as much, which is made sooner.
+            name: Of the function.
+            error: The type of the exception, if any.
+            who: Where it ran.
+        """
         with self._lock:
             data = _ROW.pack(
-                row[0],
                 self._names[name],
                 -1 if who is None else self._workers[who],
                 self._errors[error] if error else -1,
-                *row[4:],
+                *row,
             )
             if self.count < self._max_calls:
                 self._data += data
