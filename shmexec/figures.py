@@ -38,7 +38,9 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """A pool at one moment; made by :meth:`shmexec.Executor.stats`.
+    """A pool at one moment; made by :meth:`shmexec.Executor.stats`. It cannot be changed.
+
+    Calls are counted since the pool was made, and so are bytes and blocks.
 
     Example:
         >>> ex.submit(abs, -1).result()
@@ -49,14 +51,23 @@ class Stats:
     """
 
     name: str
+    """Of the pool: the executor's, or that with the name of an actor's class."""
     max_workers: int
+    """Workers that there may be."""
     workers: tuple[WorkerStats, ...]
+    """Those that there are, also those that start, or are about to end."""
     submitted: int
+    """Calls that came in; those that could not be pickled did not."""
     pending: int
+    """Calls that wait for a worker now."""
     running: int
+    """Calls that are with workers now."""
     done: int
+    """Calls that returned."""
     failed: int
+    """Calls that raised, timed out, were stopped, or lost their worker."""
     cancelled: int
+    """Calls that were cancelled before they began."""
     worker_deaths: int
     """Workers that ended without being asked to."""
     bytes_copied_in: int
@@ -93,6 +104,29 @@ class Stats:
     """Whether calls begin one at a time, since there is less."""
     pauses: int = 0
     """How often that came about."""
+
+    def to_openmetrics(self, *others: Stats) -> str:
+        """The figures as OpenMetrics text, for Prometheus and its like to scrape.
+
+        Counters are those of the pool's life. The label ``pool`` has its name, and that
+        of workers is ``pid``. Serve it as ``application/openmetrics-text;
+        version=1.0.0; charset=utf-8``.
+
+        Args:
+            *others: Of other pools (another executor, an actor's replicas), to be in the
+                same text: two texts cannot be put together. Where names are equal, those
+                that come later get a number.
+
+        Example:
+            >>> import shmexec
+            >>> with shmexec.Executor(1, name="models") as ex:
+            ...     text = ex.stats().to_openmetrics()
+            >>> [line for line in text.splitlines() if "submitted" in line][-1]
+            'shmexec_calls_submitted_total{pool="models"} 0'
+        """
+        from shmexec.openmetrics import render
+
+        return render((self, *others))
 
 
 @dataclass(frozen=True, slots=True)
