@@ -96,6 +96,11 @@ def _is_on(variable: str) -> bool:
     return chosen != "0"
 
 
+def settings_of_environment(names: Iterable[str]) -> dict[str, str]:
+    """Those of these variables, of other libraries, that are set in the environment."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def fault_hook(worker_env: Mapping[str, str]) -> tuple[str, str] | None:
     """Module and function that make a hook of :mod:`shmexec.faultpoints`, if any.
 

@@ -37,6 +37,7 @@ class Buffers:
         "objects",
         "shared",
         "sources",
+        "stand_in",
     )
 
     def __init__(self) -> None:
@@ -45,6 +46,9 @@ class Buffers:
         self.in_files = 0
         self.objects: list[object] = []
         self.for_worker = False
+        # Gives what goes in the place of an array; set by what is pickled, for what is
+        # in it, see `shmexec.integrations.once`.
+        self.stand_in: Callable[[np.ndarray], Any] | None = None
         self._placeholders: dict[int, tuple[AnySource, object]] = {}
 
     def hole(self, source: AnySource) -> pickle.PickleBuffer:

@@ -97,6 +97,10 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
             file = in_file(array)
             if file is not None:
                 return self._file_parts(file, None if plain else cls)
+        if like_plain and self.buffers.stand_in is not None:
+            reduced = self._reduce_stand_in(array, None if plain else cls)
+            if reduced is not None:
+                return reduced
         if (
             array.nbytes < INLINE_LIMIT
             or array.dtype.hasobject
@@ -127,13 +131,28 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
         cls = None if kind is np.ndarray else kind
         if not (cls is None or pickles_like_ndarray(cls)):
             return None
+        return self._view_parts(array, cls, array)
+
+    def _reduce_stand_in(self, array: np.ndarray, cls: type | None) -> Any:
+        """What goes in the place of an array, if something does."""
+        found = cast("Any", self.buffers.stand_in)(array)
+        if found is None:
+            return None
+        if type(found) is FileArray:
+            return self._file_parts(found, cls)
+        return self._view_parts(found, cls, array)
+
+    def _view_parts(
+        self, array: np.ndarray, cls: type | None, pickled: np.ndarray
+    ) -> Any:
+        """The place of a shared array, which is ``pickled`` or stands in for that."""
         found = self.buffers.find_shared(array, self._returns)
         if found is None:
             return None
         source, begin = found
         near: Any = source.first
         if near is None:
-            source.first = array
+            source.first = pickled  # which later ones find in the pickle's memo
             near = self.buffers.hole(source)
         dtype = _code(array.dtype)
         return rebuild_view, (near, dtype, array.shape, array.strides, begin, cls)

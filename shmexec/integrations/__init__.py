@@ -1,0 +1,1 @@
+"""shmexec behind the interfaces of other libraries; each module needs its extra."""
