@@ -59,14 +59,14 @@ IDLE_TIMEOUT = 300.0
 class _Task:
     """A batch of joblib's on its way to a pool, and who is told of its end."""
 
-    __slots__ = ("arrays", "batch", "callback", "future")
-
     def __init__(
         self,
         batch: Callable[[], Any],
         callback: Callable[[Any], object] | None,
         arrays: SharedOnce,
     ) -> None:
+        # First, for an error that names the culprit: tasks[0][1][0] is its first argument.
+        self.tasks = getattr(batch, "items", None)
         self.batch = batch
         self.callback = callback
         self.arrays = arrays
