@@ -11,8 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +58,26 @@ def pss(processes: set[int]) -> int:
     return total
 
 
+@contextmanager
+def watched() -> Iterator[Callable[[], int]]:
+    """A function that gives the most that this process and those below it took.
+
+    In bytes, sampled since this was entered. It can be called once.
+    """
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "shmexec.comparing.memory", str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        # End of file would not do: forked workers have the pipe, too. If all of this
+        # dies, it comes, and suffices.
+        yield lambda: int(watch.communicate(b"\n")[0])
+    finally:
+        watch.kill()
+        watch.wait()
+
+
 def peak(nbytes: int, opening: Opening, plan: Plan) -> Sample:
     """The most that an array there and back takes, sampled; the program's own included.
 
@@ -65,20 +85,10 @@ def peak(nbytes: int, opening: Opening, plan: Plan) -> Sample:
     """
     few = Plan(calls=4, seconds=plan.seconds, least=2, warm_up=1)
     before = pss({os.getpid()})
-    watch = subprocess.Popen(
-        [sys.executable, "-m", "shmexec.comparing.memory", str(os.getpid())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        with opening() as caller:
-            there_and_back(nbytes, caller, few)
-            most, _ = watch.communicate(b"\n")  # end of file would not do: forked
-            # workers have the pipe, too; if all of this dies, it comes, and suffices
-    finally:
-        watch.kill()
-        watch.wait()
-    return Sample(float(int(most) - before), None, few.calls)
+    with watched() as most, opening() as caller:
+        there_and_back(nbytes, caller, few)
+        seen = most()
+    return Sample(float(seen - before), None, few.calls)
 
 
 def idle(opening: Opening, _plan: Plan) -> Sample:

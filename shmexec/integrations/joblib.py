@@ -16,7 +16,6 @@ Example:
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections import deque
@@ -245,21 +244,21 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
                 return max(there_are + 1 + n_jobs, 1)
             return min(n_jobs, there_are)
         if n_jobs < 0:
-            return max(cpu_count() + 1 + n_jobs, 1)
+            return max(int(cpu_count()) + 1 + n_jobs, 1)
         return n_jobs
 
     def configure(
         self,
         n_jobs: int = 1,
         parallel: Any = None,
-        prefer: str | None = None,  # noqa: ARG002  (joblib's own; it has looked at them)
-        require: str | None = None,  # noqa: ARG002
+        prefer: str | None = None,  # joblib has looked at these two
+        require: str | None = None,
         *,
         max_nbytes: int | None = 1 << 20,
         mmap_mode: str | None = "r",
-        temp_folder: Any = None,  # noqa: ARG002  (no files are made)
-        verbose: int = 0,  # noqa: ARG002
-        context: Any = None,  # noqa: ARG002  (mp_context is the pool's)
+        temp_folder: Any = None,  # no files are made
+        verbose: int = 0,
+        context: Any = None,  # the pool has its own
         **settings: Any,
     ) -> int:
         """Get ready for a ``Parallel``; the number of its workers.
@@ -273,7 +272,8 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             level = self.nesting_level
             raise FallbackToBackend(SequentialBackend(nesting_level=level))
         if self.parallel is not None and self.parallel is not parallel:
-            twin = copy.copy(self)
+            twin = object.__new__(type(self))
+            twin.__dict__.update(self.__dict__)
             twin._reset()
             raise FallbackToBackend(twin)
         if self._executor is None:
@@ -356,9 +356,7 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def _begin(self, task: _Task) -> bool:
         """Send a task to the pool; False if it has to wait until others have ended."""
         try:
-            try:
-                unblocking(self._send, task)
-            except SharedMemoryFull:
+            if not self._send_nowait(task):
                 if self._park(task):
                     return False
                 # None of ours is under way, whose callbacks could be held up: if this
@@ -368,6 +366,14 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             failed: BaseFuture[Any] = BaseFuture()
             failed.set_exception(error)
             task.end(failed)
+        return True
+
+    def _send_nowait(self, task: _Task) -> bool:
+        """False if there is no room in shared memory now."""
+        try:
+            unblocking(self._send, task)
+        except SharedMemoryFull:
+            return False
         return True
 
     def _send(self, task: _Task) -> None:
@@ -399,7 +405,7 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             self._parked.extendleft(reversed(parked))
         task.end(future)
 
-    def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: ARG002
+    def abort_everything(self, ensure_ready: bool = True) -> None:
         """Stop this ``Parallel``'s tasks, also those that run; the pool goes on."""
         with self._lock:
             self._parked.clear()

@@ -83,11 +83,11 @@ class SharedOnce:
 
     def _shared(self, array: np.ndarray, owner: np.ndarray) -> np.ndarray:
         copies = self._copies_of(owner)
-        if copies.whole is None and owner.flags.forc:
-            # Views are copied alone as long as that takes less than all they show.
-            if owner.nbytes <= array.nbytes + max(copies.in_parts, array.nbytes):
-                copies.whole = self._copied(_bytes_of(owner))
-                copies.parts.clear()
+        # Views are copied alone as long as that takes less than all that they show.
+        enough = array.nbytes + max(copies.in_parts, array.nbytes)
+        if copies.whole is None and owner.flags.forc and owner.nbytes <= enough:
+            copies.whole = self._copied(_bytes_of(owner))
+            copies.parts.clear()
         if copies.whole is not None:
             begin = _address(array) - _address(owner)
             return np.ndarray(

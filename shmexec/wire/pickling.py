@@ -93,25 +93,26 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
             return _masked_parts(array)
         plain = cls is np.ndarray or cls is np.memmap
         like_plain = plain or pickles_like_ndarray(cls)
+        reduced = None
         if array.base is not None and like_plain and self._by_path:
             file = in_file(array)
             if file is not None:
-                return self._file_parts(file, None if plain else cls)
-        if like_plain and self.buffers.stand_in is not None:
+                reduced = self._file_parts(file, None if plain else cls)
+        if like_plain and self.buffers.stand_in is not None and reduced is None:
             reduced = self._reduce_stand_in(array, None if plain else cls)
-            if reduced is not None:
-                return reduced
+        if reduced is not None:
+            return reduced
         if (
             array.nbytes < INLINE_LIMIT
             or array.dtype.hasobject
             or len(self.buffers.sources) >= SOURCES_AT_MOST
         ):
             return _in_band(array, cls)
+        if not like_plain:
+            return NotImplemented
         if plain:
             return self._array_parts(array, None)
-        if like_plain:
-            return self._array_parts(array.view(np.ndarray), cls)
-        return NotImplemented
+        return self._array_parts(array.view(np.ndarray), cls)
 
     def _reduce_place(self, place: FileArray | PlacedArray) -> Any:
         if isinstance(place, FileArray):

@@ -74,7 +74,15 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     source = Path(joblib.test.__file__).with_name("test_parallel.py")
     path = folder / f"{NAME}.py"
     path.write_text(changed(source.read_text(encoding="utf-8")), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+    ]
     for name in LEFT_OUT:
         command += ["--deselect", f"{NAME}.py::{name}"]
     command += ["--rootdir", str(folder), str(path), *arguments]
