@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Hashable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class SharedOnce:
         return found
 
     def _copied(self, given: np.ndarray) -> np.ndarray:
-        order = "F" if given.flags.fnc else "C"
+        order: Literal["C", "F"] = "F" if given.flags.fnc else "C"
         copy = sharing.empty(given.shape, given.dtype, order)
         np.copyto(copy, given)
         return sharing.share(copy, cast("Sharing", self._mode))
