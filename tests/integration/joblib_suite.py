@@ -33,6 +33,7 @@ CHANGES = (
     # The backend itself.
     (r"joblib\._parallel_backends\.LokyBackend", "ShmexecBackend"),
     (r"(?m)^    LokyBackend,\n", ""),
+    (r"(?m)^from joblib\._parallel_backends import LokyBackend$", ""),  # joblib 1.4
     (r"LokyBackend", "ShmexecBackend"),
     (r"""(["'])loky\1""", r"\1shmexec\1"),
     # Programs that are run: they know no backend that they have not imported.
