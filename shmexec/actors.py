@@ -37,7 +37,7 @@ from typing import (
 from shmexec import aio
 from shmexec.closing import AsyncClosing
 from shmexec.errors import SerializationError
-from shmexec.figures import Stats
+from shmexec.figures import Glimpse, Stats
 from shmexec.options import (
     CREDIT_AT_MOST,
     WORKERS_AT_MOST,
@@ -406,6 +406,16 @@ class Actor(AsyncClosing, Generic[T]):
         many = "" if number == 1 else f", {number} replicas"
         return f"<shmexec.Actor of {self._name}: {self.state}{many}>"
 
+    def _glimpses(self) -> list[Glimpse]:
+        """What displays show of each replica. No public name: as `_dump`."""
+        return [each.glimpse() for each in self._replicas]
+
+    def _repr_html_(self) -> str:
+        """For notebooks; of an actor that is closed or failed, too."""
+        from shmexec.panels import panel
+
+        return panel(f"Actor of {self._name}", self._glimpses())
+
 
 def _name_of(method: str | Callable[..., Any]) -> str:
     name = method if isinstance(method, str) else getattr(method, "__name__", None)
@@ -490,6 +500,8 @@ class _Replica(Protocol):
 
     def stats(self) -> Stats: ...
 
+    def glimpse(self) -> Glimpse: ...
+
     def dump(self) -> str: ...
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None: ...
@@ -507,6 +519,7 @@ class _Remote:
         self.pool = Pool(options)
         self.state = self.pool.standing
         self.stats = self.pool.stats
+        self.glimpse = self.pool.glimpse
         self.dump = self.pool.dump
         self.shutdown = self.pool.shutdown
         self.halt = self.pool.halt
@@ -603,6 +616,10 @@ class _Local:
         if self._closed:
             return "closed"
         return "ready" if self._error is None else "failed"
+
+    def glimpse(self) -> Glimpse:
+        trouble = "" if self._error is None else repr(self._error)
+        return Glimpse(self.state(), self.stats(), trouble)
 
     def halt(self) -> None:
         """Nothing to do: calls run in the thread that makes them."""

@@ -480,12 +480,21 @@ class Executor(Calling, BaseExecutor):  # type: ignore[misc]
         raise TypeError(msg)
 
     def __repr__(self) -> str:
-        stats = self._pool.stats()
+        from shmexec.panels import line
+
         return (
-            f"<shmexec.Executor {stats.name!r}: {len(stats.workers)} of "
-            f"{stats.max_workers} workers, {stats.running} calls running, "
-            f"{stats.pending} pending>"
+            f"<shmexec.Executor {self._options.name!r}: {line(self._pool.glimpse())}>"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks; of pools that are closed or broken, too."""
+        from shmexec.panels import panel
+
+        title = f"Executor {self._options.name!r}"
+        if self._options.in_process:
+            title += ", in this process"
+        parts = sorted(map(repr, self._actors))
+        return panel(title, [self._pool.glimpse()], parts)
 
 
 def _make_pool(options: Options) -> Pool | InlinePool:

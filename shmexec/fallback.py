@@ -24,7 +24,7 @@ from typing import Any, NoReturn, cast
 import numpy as np
 
 from shmexec.errors import FallbackWarning, PoolBroken, SerializationError
-from shmexec.figures import Health, Stats
+from shmexec.figures import Glimpse, Health, Stats
 from shmexec.forkpercall import run_in_child
 from shmexec.memory.host import Host
 from shmexec.memory.lending import HOST
@@ -377,7 +377,16 @@ class RescuingPool(Pool):
 
     def stats(self) -> Stats:
         """As those of any pool; calls that run apart are among them."""
-        stats = super().stats()
+        return self._with_apart(super().stats())
+
+    def glimpse(self) -> Glimpse:
+        """As that of any pool."""
+        seen = super().glimpse()
+        if seen.stats is None:
+            return seen
+        return seen._replace(stats=self._with_apart(seen.stats))
+
+    def _with_apart(self, stats: Stats) -> Stats:
         with self._lock:
             ends, calls = dict(self._ends), list(self._apart.values())
             taken = self._taken

@@ -338,3 +338,14 @@ class Health:
     """Seconds since the last of those ended, None if none did."""
     private_bytes: int
     """Private memory of all workers, as psutil sees it now."""
+
+
+class Glimpse(NamedTuple):
+    """A pool at one moment, for a display."""
+
+    state: str
+    """As in :class:`Health`; ``unknown`` if nobody could tell."""
+    stats: Stats | None
+    """None if nobody could tell."""
+    trouble: str = ""
+    """What is, or went, wrong; empty if nothing did."""

@@ -42,6 +42,10 @@ class LoadedScript(Closing, Script):
         """
         return self._executor.stats()
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the pool it runs in."""
+        return self._executor._repr_html_()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As :meth:`shmexec.Executor.shutdown`.
 

@@ -449,6 +449,15 @@ class Pipeline(AsyncClosing, Generic[In, Out]):
         names = " -> ".join(station.name for station in self._stations)
         return f"<shmexec.Pipeline {names}>"
 
+    def _repr_html_(self) -> str:
+        """For notebooks; of a closed pipeline, too."""
+        from shmexec.panels import panel
+
+        return "".join(
+            panel(f"Stage {number}: {each.name}", each.actor._glimpses())  # noqa: SLF001
+            for number, each in enumerate(self._stations, 1)
+        )
+
 
 def make_pipeline(
     options: Options,

@@ -12,7 +12,7 @@ import numpy as np
 
 from shmexec.deadline import now
 from shmexec.errors import PoolBroken
-from shmexec.figures import Health, Stats
+from shmexec.figures import Glimpse, Health, Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import closed_error, name_of
@@ -245,6 +245,11 @@ class InlinePool:
             shared_memory_budget=0,
             native=False,
         )
+
+    def glimpse(self) -> Glimpse:
+        """What a display shows of it."""
+        health = self.health()
+        return Glimpse(health.state, self.stats(), health.last_failure)
 
     def shutdown(self, *, wait: bool = True, cancel_futures: bool = False) -> None:
         """Take no more calls."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from shmexec.deadline import now
 from shmexec.errors import SerializationError
-from shmexec.figures import Health, Stats
+from shmexec.figures import Glimpse, Health, Stats
 from shmexec.options import CallOptions, Options
 from shmexec.runtime import calls, lifecycle
 from shmexec.runtime.attended import Attended
@@ -361,6 +361,10 @@ class Pool(Attended):
         """See :meth:`shmexec.Executor.health`."""
         return self.telling.health()
 
+    def glimpse(self) -> Glimpse:
+        """What a display shows of it; waits for no lock for long."""
+        return self.telling.glimpse(self._stats)
+
     # -- figures -----------------------------------------------------------------------
 
     def start_recording(self, tape: Tape) -> None:
@@ -375,5 +379,10 @@ class Pool(Attended):
 
     def stats(self) -> Stats:
         """See :meth:`shmexec.Executor.stats`."""
-        with self._lock, self._whole:
+        with self._lock:
+            return self._stats()
+
+    def _stats(self) -> Stats:
+        """The same, with the lock held."""
+        with self._whole:
             return self._counting.stats(gone=self.stands.gone.is_set())

@@ -30,12 +30,24 @@ _CALLS_AT_MOST = 10
 """Calls of one worker that are told one by one."""
 
 
+HELD = (
+    f"a thread of this process has held its lock for {_LOCKED_WITHIN:g} s; "
+    "faulthandler.dump_traceback() shows which"
+)
+"""What to say of a pool that cannot be looked at."""
+
+
 class Busy(Exception):
     """Another thread has held the pool's lock for long."""
 
 
 @contextmanager
-def _held(lock: Lock) -> Iterator[None]:
+def held(lock: Lock) -> Iterator[None]:
+    """Hold the lock, unless somebody else has it for long.
+
+    Raises:
+        Busy: If so.
+    """
     if not lock.acquire(timeout=_LOCKED_WITHIN):
         raise Busy
     try:
@@ -73,20 +85,17 @@ def show(tables: Tables, lock: Lock, standing: Callable[[], str]) -> str:
         # One after the other: two would read each other's text.
         with tables.showing:
             parts = _head(tables, lock, standing)
-            with _held(lock):
+            with held(lock):
                 workers = sorted(tables.machine.workers)
             for start in range(0, len(workers), _TOGETHER):
                 parts += _group(tables, lock, workers[start : start + _TOGETHER])
             return "\n".join(parts) + "\n"
     except Busy:
-        return (
-            f"{title(tables)}\n  (a thread of this process has held its lock for "
-            f"{_LOCKED_WITHIN:g} s; faulthandler.dump_traceback() shows which)\n"
-        )
+        return f"{title(tables)}\n  ({HELD})\n"
 
 
 def _head(tables: Tables, lock: Lock, standing: Callable[[], str]) -> list[str]:
-    with _held(lock):
+    with held(lock):
         head = f"{title(tables)}: {standing()}"
         reasons = tables.machine.broken
         priorities = tables.machine.pending_priorities()
@@ -114,7 +123,7 @@ def _group(tables: Tables, lock: Lock, numbers: list[int]) -> Iterator[str]:
     asked: dict[int, Asked] = {}
     why: dict[int, str] = {}
     try:
-        with _held(lock):
+        with held(lock):
             for number in numbers:
                 worker = tables.machine.workers.get(number)
                 if worker is None:
@@ -128,7 +137,7 @@ def _group(tables: Tables, lock: Lock, numbers: list[int]) -> Iterator[str]:
                 except OSError as error:
                     why[number] = f"(no stacks: {error})\n"
         wait_for_all(list(asked.values()))
-        with _held(lock):
+        with held(lock):
             for number, each in asked.items():
                 why[number] = each.answer()
     finally:

@@ -7,7 +7,7 @@ from threading import Lock
 from typing import Any
 
 from shmexec.deadline import Deadline, now
-from shmexec.figures import Health, Step, Story
+from shmexec.figures import Glimpse, Health, Stats, Step, Story
 from shmexec.runtime import facts, monitor, showing
 from shmexec.runtime.futures import Future
 from shmexec.runtime.streams import Stream
@@ -107,6 +107,24 @@ class Telling:
         elif self._tables.options.fallback and last.what.startswith("failed: broken"):
             note = "then it ran in a process of its own, since there is a fallback"
         return Story(number, call.name, tuple(steps), note)
+
+    def glimpse(self, stats: Callable[[], Stats]) -> Glimpse:
+        """State, figures and what is wrong, for a display.
+
+        Args:
+            stats: Gives the figures; called with the lock held.
+        """
+        try:
+            with showing.held(self._lock):
+                # Figures first: they see to a state that an interrupt left half changed.
+                figures, state = stats(), self._standing()
+                broken, last = self._machine.broken, self._machine.last_death
+        except showing.Busy:
+            return Glimpse("unknown", None, showing.HELD)
+        trouble = "; ".join(broken)
+        if not trouble and last:
+            trouble = f"the last worker that died: {last[1]}"
+        return Glimpse(state, figures, trouble)
 
     def health(self) -> Health:
         """See :meth:`shmexec.Executor.health`."""
