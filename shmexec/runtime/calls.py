@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
+from contextvars import Context
 from typing import Any, NamedTuple
 
 from shmexec.errors import (
@@ -81,6 +82,8 @@ class PackedCall:
     """Seconds that it took to pickle and to copy it, if that was looked at."""
     again = 0
     """Bytes of arrays that an earlier call was given as well, if that was looked at."""
+    context: Context | None = None
+    """In which it was submitted, where that matters to what it prints."""
     only_here = False
     """Whether it makes no sense in any other process than a worker of this pool."""
 

@@ -6,6 +6,9 @@ all locks, since ``sys.stdout`` may be anything. The queue has one writer at a t
 that it is written in order; its numbers tell what must be written before a future may be
 resolved.
 
+Each piece is written in the context of the call that its worker was sent last, if that
+has one: see :mod:`shmexec.runtime.cells`.
+
 Every wait and its waker: a thread whose future needs text that another thread writes
 waits for that one to end its turn, for :data:`PATIENCE` at most, since what the program
 has for a stream may itself wait for this thread. A worker that prints into a full pipe
@@ -22,6 +25,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Collection
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from shmexec.runtime.calls import is_for_this_thread
@@ -52,6 +56,7 @@ class WorkerOutput:
     Attributes:
         descriptors: Reading ends of its pipes; none if its output does not come here.
         last: Number of the last piece that came.
+        context: Of the call that the worker was sent last; None where it is no matter.
     """
 
     def __init__(self, descriptors: tuple[int, ...] = ()) -> None:
@@ -60,6 +65,7 @@ class WorkerOutput:
         self.streams = [_Stream(self, name) for name in names]
         self.unfinished = False
         self.last = 0
+        self.context: Context | None = None
 
     def close(self, keep: Collection[int] = ()) -> None:
         """Close the reading ends, but for ``keep``."""
@@ -139,7 +145,7 @@ class Outputs:
         )  # the same pipes: tells at once whether anything is there
         self._streams: dict[int, _Stream] = {}
         self._number = 0
-        self.queue: deque[tuple[int, Any, bytes]] = deque()
+        self.queue: deque[tuple[int, Any, bytes, Context | None]] = deque()
         self.written = 0
         """Number of the last piece that was written, or given up."""
         self.writer: int | None = None
@@ -231,9 +237,10 @@ class Outputs:
         while landed:
             stream.unfinished = landed[0][-1] != 10
             stream.output.unfinished |= stream.unfinished
-            number = self._next(stream.output)
+            output = stream.output
+            number, context = self._next(output), (output.context,)
             self.queue.extend(
-                zip((number,), (stream,), map(landed.pop, (0,)), strict=False)
+                zip((number,), (stream,), map(landed.pop, (0,)), context, strict=False)
             )
         return size
 
@@ -241,7 +248,7 @@ class Outputs:
         """Have a last line without an end written as it is."""
         for stream in output.streams:
             if stream.unfinished:
-                self.queue.append((self._next(output), stream, b""))
+                self.queue.append((self._next(output), stream, b"", output.context))
                 stream.unfinished = False
         output.unfinished = False
 
@@ -252,7 +259,7 @@ class Outputs:
 
     def take_record(self, output: WorkerOutput, data: bytes) -> None:
         """A log record came."""
-        self.queue.append((self._next(output), _RECORDS, data))
+        self.queue.append((self._next(output), _RECORDS, data, output.context))
 
     # -- for who resolves futures --------------------------------------------------------
 
@@ -305,11 +312,14 @@ class Outputs:
             if self.writer != me:  # it stepped aside
                 break
             try:
-                number, stream, data = self.queue.popleft()
+                number, stream, data, context = self.queue.popleft()
             except IndexError:  # the stream called back, and that was written there
                 break
             try:
-                stream.write(data)
+                if context is None:
+                    stream.write(data)
+                else:  # a copy: what is written may have more written, in the same one
+                    context.copy().run(stream.write, data)
             except BaseException as error:
                 # Whatever is wrong with a stream here is no fault of a call.
                 if is_for_this_thread(error):

@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from shmexec.runtime import calls, lifecycle
 from shmexec.runtime.attended import Attended
 from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import PackedCall, name_of, pack
+from shmexec.runtime.cells import is_kernel
 from shmexec.runtime.futures import Future
 from shmexec.runtime.recording import start, stop
 from shmexec.runtime.streams import Stream
@@ -40,6 +42,7 @@ class Pool(Attended):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self._since_glance = 0
+        self._in_cells = is_kernel()
         lifecycle.register(self)
 
     # -- calls in --------------------------------------------------------------------
@@ -88,6 +91,8 @@ class Pool(Attended):
         self, call: PackedCall, options: CallOptions, worker: int | None = None
     ) -> Future[Any]:
         """Hand a packed call to the scheduler."""
+        if self._in_cells:
+            call.context = copy_context()
         try:
             with self._lock, self._whole:
                 stands = self.stands

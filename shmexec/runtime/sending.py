@@ -94,6 +94,7 @@ class Sending:
 
     def _send_call(self, call: PackedCall, handle: WorkerHandle, request: int) -> None:
         function = call.function
+        handle.output.context = call.context
         if function.pickled:
             handle.send_function(function)
         if call.objects:
@@ -158,6 +159,7 @@ class Sending:
             if call.future.begin():
                 entries.append((number, call.payload))
                 function = call.function
+                handle.output.context = call.context
             else:  # cancelled a moment ago
                 self._tables.forget(number)
                 dropped.append((number, False, 0.0))

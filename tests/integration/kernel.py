@@ -1,7 +1,8 @@
 """Runs cells in a real kernel; in a process of its own, since its sockets stay open.
 
 Takes cells as JSON, each with what it prints when it is to be interrupted, or null;
-gives what each printed, and its errors.
+gives what each printed, and its errors. A cell that is a list ``["wait", n, text]`` waits
+until cell ``n`` has printed that, whichever cell runs.
 """
 
 from __future__ import annotations
@@ -9,10 +10,31 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict, dataclass, field
 
 from jupyter_client.manager import KernelManager
 
 WAIT = 60.0
+
+
+@dataclass
+class Cell:
+    """What came of it so far."""
+
+    printed: str = ""
+    errors: list[str] = field(default_factory=list)
+    shown: list[dict[str, str]] = field(default_factory=list)
+    idle: bool = False
+
+    def take(self, kind, content):
+        if kind == "stream":
+            self.printed += content["text"]
+        elif kind == "error":
+            text = "\n".join(content["traceback"])
+            self.errors.append(re.sub(r"\x1b\[[0-9;]*m", "", text))
+        elif kind in {"execute_result", "display_data"}:
+            self.shown.append(content["data"])
+        self.idle |= content.get("execution_state") == "idle"
 
 
 class Notebook:
@@ -26,25 +48,29 @@ class Notebook:
         self.client = self.kernel.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=WAIT)
+        self.cells: dict[str, Cell] = {}
 
     def run(self, code, interrupt_at=None):
-        """Run a cell, and interrupt it when it printed that: its output and errors."""
-        cell = self.client.execute(code)
-        printed, errors = "", []
-        while True:
-            message = self.client.get_iopub_msg(timeout=WAIT)
-            if message["parent_header"].get("msg_id") != cell:
-                continue
-            content = message["content"]
-            if message["msg_type"] == "stream":
-                printed += content["text"]
-            elif message["msg_type"] == "error":
-                errors.append("\n".join(content["traceback"]))
-            elif content.get("execution_state") == "idle":
-                return printed, [re.sub(r"\x1b\[[0-9;]*m", "", each) for each in errors]
-            if interrupt_at is not None and interrupt_at in printed:
+        """Run a cell, and interrupt it when it printed that."""
+        cell = self.cells[self.client.execute(code)] = Cell()
+        while not cell.idle:
+            self.take()
+            if interrupt_at is not None and interrupt_at in cell.printed:
                 interrupt_at = None
                 self.kernel.interrupt_kernel()
+
+    def wait(self, number, text):
+        """Wait until a cell has printed something, whichever runs."""
+        cell = list(self.cells.values())[number]
+        while text not in cell.printed:
+            self.take()
+
+    def take(self):
+        """The next thing that the kernel says, for the cell it belongs to."""
+        message = self.client.get_iopub_msg(timeout=WAIT)
+        cell = self.cells.get(message["parent_header"].get("msg_id"))
+        if cell is not None:
+            cell.take(message["msg_type"], message["content"])
 
     def close(self):
         self.client.stop_channels()
@@ -54,10 +80,14 @@ class Notebook:
 def main():
     notebook = Notebook()
     try:
-        results = [notebook.run(*cell) for cell in json.load(sys.stdin)]
+        for cell in json.load(sys.stdin):
+            if cell[0] == "wait":
+                notebook.wait(*cell[1:])
+            else:
+                notebook.run(*cell)
     finally:
         notebook.close()
-    json.dump(results, sys.stdout)
+    json.dump([asdict(cell) for cell in notebook.cells.values()], sys.stdout)
 
 
 if __name__ == "__main__":
