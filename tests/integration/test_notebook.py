@@ -127,7 +127,7 @@ def test_output_goes_to_the_cell_that_submitted(tmp_path):
         ["wait", 2, "logged two"],
         ["list(ex.map(lambda i: print('item', i), range(3)))"],
         ["for _ in ex.stream(lambda: (print('step', i) for i in range(3))): pass"],
-        [f"from threading import Thread; it = ex.map(print, ['a', 'b'], buffersize=1)"],
+        ["from threading import Thread; it = ex.map(print, ['a', 'b'], buffersize=1)"],
         ["for _ in it: print('got')"],
     )
     printed = [lines for lines, errors, _ in cells]
