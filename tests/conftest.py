@@ -29,7 +29,7 @@ from shmexec.memory.lending import HOST
 from shmexec.runtime import lifecycle, server as servers
 from shmexec.runtime.room import CALLS
 from tests.integration import matrix
-from tests.waiting import LONG, shm_names, wait_until
+from tests.waiting import APART, LONG, shm_names, wait_until
 
 KINDS = ("memfd", "posix")
 
@@ -44,7 +44,7 @@ hypothesis.settings.load_profile("quick")
 
 def _below(pid: int) -> Iterator[psutil.Process]:
     """Processes below one. psutil would read the records of all there are."""
-    for child in _children_of(pid):
+    for child in _children_of(pid) - APART:
         with contextlib.suppress(psutil.NoSuchProcess):
             yield psutil.Process(child)
         yield from _below(child)

@@ -11,6 +11,10 @@ LONG = 20.0
 """Seconds after which something that should happen is taken never to happen."""
 
 
+APART: set[int] = set()
+"""Processes that tests share, and what is below them: no test is to end those."""
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = LONG) -> Any:
     """Look until the condition holds; its value, or the last one when time is over."""
     pause = threading.Event()

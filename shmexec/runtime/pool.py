@@ -74,6 +74,8 @@ class Pool(Attended):
                 fn, args, kwargs, self.room, copy=options.retries > 0, around=around
             )
             call.sealed = sealed
+            if self._in_cells:
+                call.context = copy_context()
         except SerializationError as error:
             if recorder is not None:
                 recorder.note_refused(name_of(fn, args), started)
@@ -91,8 +93,6 @@ class Pool(Attended):
         self, call: PackedCall, options: CallOptions, worker: int | None = None
     ) -> Future[Any]:
         """Hand a packed call to the scheduler."""
-        if self._in_cells:
-            call.context = copy_context()
         try:
             with self._lock, self._whole:
                 stands = self.stands
@@ -165,6 +165,8 @@ class Pool(Attended):
         if recorder is not None:
             recorder.note_packing(call, started, args, kwargs)
         call.credit = buffersize
+        if self._in_cells:
+            call.context = copy_context()
         call.items = items = deque([call.future])
         # Items that have been taken cannot be unmade: no retries.
         try:

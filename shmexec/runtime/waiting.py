@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from shmexec.runtime.cells import runs_cell
 from shmexec.worker import loop
 
 
@@ -18,8 +19,11 @@ resolving = _Resolving()
 
 
 def may_block() -> bool:
-    """Whether this thread may wait: not in a callback, nor under an event loop."""
-    return not (resolving.active or loop.is_running())
+    """Whether this thread may wait: not in a callback, nor under an event loop.
+
+    A notebook's kernel runs plain cells under its loop, which stands still anyway.
+    """
+    return not (resolving.active or (loop.is_running() and not runs_cell()))
 
 
 def unblocking(fn: Callable[..., object], *args: Any) -> None:

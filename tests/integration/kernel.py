@@ -1,8 +1,7 @@
 """Runs cells in a real kernel; in a process of its own, since its sockets stay open.
 
-Takes cells as JSON, each with what it prints when it is to be interrupted, or null;
-gives what each printed, and its errors. A cell that is a list ``["wait", n, text]`` waits
-until cell ``n`` has printed that, whichever cell runs.
+Takes commands as JSON, one a line: a method of :class:`Notebook` and its arguments. For
+each it gives one line: what all cells printed so far, raised and displayed.
 """
 
 from __future__ import annotations
@@ -80,14 +79,14 @@ class Notebook:
 def main():
     notebook = Notebook()
     try:
-        for cell in json.load(sys.stdin):
-            if cell[0] == "wait":
-                notebook.wait(*cell[1:])
-            else:
-                notebook.run(*cell)
+        for command in sys.stdin:
+            name, *args = json.loads(command)
+            getattr(notebook, name)(*args)
+            json.dump([*map(asdict, notebook.cells.values())], sys.stdout)
+            sys.stdout.write("\n")
+            sys.stdout.flush()
     finally:
         notebook.close()
-    json.dump([asdict(cell) for cell in notebook.cells.values()], sys.stdout)
 
 
 if __name__ == "__main__":

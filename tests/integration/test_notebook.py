@@ -1,4 +1,7 @@
-"""A real notebook kernel: interrupts, output, displays, modules that are edited."""
+"""A real notebook kernel: interrupts, output, displays, and modules that are edited.
+
+The tests share one kernel and one executor in it.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,22 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from tests.waiting import APART
 
 pytest.importorskip("jupyter_client")
 pytest.importorskip("ipykernel")
 
 BEGIN = """
-import time
+import asyncio, logging, os, time
 import numpy as np
 import shmexec
+logging.basicConfig(format="logged %(message)s")
 ex = shmexec.Executor(2)
 def slow(x):
     print("item", x, flush=True)
@@ -27,19 +35,74 @@ def slow(x):
 NEXT = "print(list(ex.map(lambda x: x + 1, range(5))))"
 
 
-def run(*cells):
-    """Run cells in a new kernel; what each printed, and its errors."""
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("kernel.py")],
-        input=json.dumps(cells),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    ran = json.loads(done.stdout)
-    return [(cell["printed"], cell["errors"], cell["shown"]) for cell in ran]
+class Cell(NamedTuple):
+    """What came of a cell so far."""
+
+    number: int
+    printed: str
+    errors: list[str]
+    shown: list[dict[str, str]]
+
+
+class Kernel:
+    """Runs cells; see :mod:`tests.integration.kernel`."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("kernel.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        APART.add(self.process.pid)
+        self.cells: list[Cell] = []
+
+    def _tell(self, *command: object) -> None:
+        print(json.dumps(command), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        assert answer, "the kernel does not answer; see stderr"
+        self.cells = [
+            Cell(number, each["printed"], each["errors"], each["shown"])
+            for number, each in enumerate(json.loads(answer))
+        ]
+
+    def run(self, code: str, interrupt_at: str | None = None) -> Cell:
+        """Run a cell, and interrupt it when it has printed that."""
+        self._tell("run", code, interrupt_at)
+        return self.cells[-1]
+
+    def print(self, code: str) -> str:
+        """Run a cell that does not fail; what it prints."""
+        cell = self.run(code)
+        assert not cell.errors, cell.errors[0]
+        return cell.printed
+
+    def wait(self, cell: Cell, text: str) -> None:
+        """Wait until a cell has printed something, whichever runs."""
+        self._tell("wait", cell.number, text)
+
+    def lines(self, cell: Cell) -> list[str]:
+        """What it has printed by now, sorted."""
+        return sorted(self.cells[cell.number].printed.splitlines())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+        APART.discard(self.process.pid)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    kernel = Kernel()
+    try:
+        assert kernel.print(BEGIN) == ""
+        yield kernel
+    finally:
+        kernel.close()
+
+
+# -- interrupts ----------------------------------------------------------------------------
 
 
 def is_short(errors):
@@ -51,13 +114,11 @@ def is_short(errors):
     return error.strip().splitlines()[-1].startswith("KeyboardInterrupt")
 
 
-def test_a_map_is_interrupted_and_the_next_cell_works():
-    interrupted = ["list(ex.map(slow, range(100)))", "item 3"]
-    begun, (printed, errors, _), after = run([BEGIN], interrupted, [NEXT])
-    assert begun == ("", [], [])
-    assert is_short(errors), errors
-    assert "item 3" in printed  # what workers print reaches the cell
-    assert after == ("[1, 2, 3, 4, 5]\n", [], [])
+def test_a_map_is_interrupted_and_the_next_cell_works(kernel):
+    cell = kernel.run("list(ex.map(slow, range(100)))", "item 3")
+    assert is_short(cell.errors), cell.errors
+    assert "item 3" in cell.printed  # what workers print reaches the cell
+    assert kernel.print(NEXT) == "[1, 2, 3, 4, 5]\n"
 
 
 CELLS = [
@@ -72,71 +133,106 @@ CELLS = [
 
 
 @pytest.mark.stress
-def test_so_is_everything_else_again_and_again():
-    cells = [[cell, "item"] for cell in CELLS * 2]
-    both = [each for cell in cells for each in (cell, [NEXT])]
-    results = run([BEGIN], *both)
-    for cell, (_, errors, _), after in zip(
-        cells, results[1::2], results[2::2], strict=True
-    ):
+def test_so_is_everything_else_again_and_again(kernel):
+    for cell in CELLS * 2:
+        errors = kernel.run(cell, "item").errors
         assert is_short(errors), (cell, errors)
-        assert after == ("[1, 2, 3, 4, 5]\n", [], []), cell
+        assert kernel.print(NEXT) == "[1, 2, 3, 4, 5]\n"
 
 
 # -- output --------------------------------------------------------------------------------
 
 LATE = """
-import os, logging, threading
-logging.basicConfig(format="logged %(message)s")
 def late(name, path):
     print(name, "begins", flush=True)
-    with open(path) as file:  # a pipe that another cell opens
-        file.read()
+    open(path).read()  # a pipe, until another cell opens it
     print(name, "ends")
     os.write(2, f"{name} wrote\\n".encode())
     logging.getLogger("cell").warning(name)
     return name
-class Node:
-    async def speak(self, name, path):
-        print(name, "begins", flush=True)
-        await asyncio.to_thread(open(path).read)
-        print(name, "ends")
 """
 
 
-def pipes(path, *names):
-    for name in names:
-        os.mkfifo(path / name)
-    return [str(path / name) for name in names]
+def ended(name):
+    return sorted([f"{name} begins", f"{name} ends", f"{name} wrote", f"logged {name}"])
 
 
-def test_output_goes_to_the_cell_that_submitted(tmp_path):
-    one, two, three = pipes(tmp_path, "one", "two", "three")
-    cells = run(
-        [BEGIN + LATE],
-        [f"one = ex.submit(late, 'one', {one!r})"],
-        ["wait", 1, "one begins"],
-        [f"two = ex.submit(late, 'two', {two!r})"],
-        ["wait", 2, "two begins"],
-        # Another cell waits for the first one's call, and its own thread reads.
-        [f"open({one!r}, 'w').close(); print('got', one.result())"],
-        ["print(ex.submit(lambda: print('mine') or 4).result())"],
-        # Nobody waits: the dispatcher reads, when no cell runs.
-        [f"open({two!r}, 'w').close()"],
-        ["wait", 2, "two wrote"],
-        ["wait", 2, "logged two"],
-        ["list(ex.map(lambda i: print('item', i), range(3)))"],
-        ["for _ in ex.stream(lambda: (print('step', i) for i in range(3))): pass"],
-        ["from threading import Thread; it = ex.map(print, ['a', 'b'], buffersize=1)"],
-        ["for _ in it: print('got')"],
-    )
-    printed = [lines for lines, errors, _ in cells]
-    assert not any(errors for _, errors, _ in cells)
-    ended = "{0} begins\n{0} ends\n{0} wrote\nlogged {0}\n"
-    assert sorted(printed[1].splitlines()) == sorted(ended.format("one").splitlines())
-    assert sorted(printed[2].splitlines()) == sorted(ended.format("two").splitlines())
-    assert printed[3] == "got one\n"
-    assert printed[4] == "mine\n4\n"
-    assert printed[5] == ""
-    assert sorted(printed[6].splitlines()) == ["item 0", "item 1", "item 2"]
-    assert printed[7] == "step 0\nstep 1\nstep 2\n"
+def test_output_comes_to_the_cell_that_submitted(kernel, tmp_path):
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    os.mkfifo(one)
+    os.mkfifo(two)
+    kernel.run(LATE)
+    first = kernel.run(f"one = ex.submit(late, 'one', {one!r})")
+    kernel.wait(first, "one begins")
+    second = kernel.run(f"two = ex.submit(late, 'two', {two!r})")
+    kernel.wait(second, "two begins")
+    # Another cell waits for the first one's call, and its own thread reads.
+    third = kernel.run(f"open({one!r}, 'w').close(); print('got', one.result())")
+    assert kernel.lines(third) == ["got one"]
+    assert kernel.lines(first) == ended("one")
+    # Nobody waits: the dispatcher reads, while no cell runs.
+    assert kernel.print(f"open({two!r}, 'w').close()") == ""
+    kernel.wait(second, "logged two")
+    kernel.wait(second, "two wrote")
+    assert kernel.lines(second) == ended("two")
+
+
+def test_so_it_does_whatever_the_way_of_calling(kernel):
+    assert kernel.print("print(ex.submit(print, 'one').result())") == "one\nNone\n"
+    printed = kernel.print("list(ex.map(lambda i: print('item', i), range(3)))")
+    assert sorted(printed.splitlines()) == ["item 0", "item 1", "item 2"]
+    code = "for _ in ex.stream(lambda: (print('step', i) for i in range(3))): pass"
+    assert kernel.print(code) == "step 0\nstep 1\nstep 2\n"
+    # What a lazy map submits first is the cell's that made it, the rest the reader's.
+    made = kernel.run("each = ex.map(print, 'abcdef', buffersize=1)")
+    kernel.wait(made, "a")
+    assert kernel.print("list(each)").splitlines() == ["b", "c", "d", "e", "f"]
+    # Of several calls in flight in one actor, text is of the one begun last.
+    code = "class Node:\n    async def say(self, x): print(x)\n"
+    code += "node = ex.actor(Node, max_concurrency=2)"
+    assert kernel.print(code) == ""
+    assert kernel.print("node.say('hello').result()") == "hello\n"
+
+
+# -- room ----------------------------------------------------------------------------------
+
+FULL = """
+small = shmexec.Executor(2, max_shared_memory="32MB")
+futures = [small.submit(np.sum, np.ones(1_000_000)) for _ in range(20)]
+"""
+SUM = "print(sum(future.result() for future in futures))"
+
+
+def test_a_plain_cell_waits_for_room_and_one_that_awaits_does_not(kernel):
+    assert kernel.print(FULL + SUM) == "20000000.0\n"
+    (error,) = kernel.run("await asyncio.sleep(0)\n" + FULL).errors
+    assert "SharedMemoryFull" in error
+    assert kernel.print(SUM) == "20000000.0\n"
+
+
+# -- displays ------------------------------------------------------------------------------
+
+
+def test_an_executor_is_displayed(kernel):
+    (shown,) = kernel.run("ex").shown
+    assert shown["text/plain"].startswith("<shmexec.Executor 'shmexec': ready, 2 of 2")
+    assert "private memory" in shown["text/html"]
+
+
+PROGRESS = """
+done = ex.map_batches(np.sqrt, np.ones(99), batch_size=9, progress=True)
+print(len(list(ex.map(abs, range(7), progress=True))))
+"""
+
+
+def test_progress_is_shown_by_the_notebooks_own_bars(kernel):
+    cell = kernel.run(PROGRESS)
+    assert cell.printed.endswith("7\n")
+    assert not cell.errors
+    widgets = [each for each in cell.shown if "widget-view+json" in " ".join(each)]
+    try:
+        import ipywidgets  # noqa: F401
+    except ImportError:
+        assert "99/99" in cell.printed  # text on stderr
+    else:
+        assert len(widgets) == 2
