@@ -22,7 +22,7 @@ from shmexec.runtime import calls, lifecycle
 from shmexec.runtime.attended import Attended
 from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import PackedCall, name_of, pack
-from shmexec.runtime.cells import is_kernel
+from shmexec.runtime.cells import attend, is_kernel
 from shmexec.runtime.futures import Future
 from shmexec.runtime.recording import start, stop
 from shmexec.runtime.streams import Stream
@@ -43,6 +43,7 @@ class Pool(Attended):
         super().__init__(options)
         self._since_glance = 0
         self._in_cells = is_kernel()
+        attend()
         lifecycle.register(self)
 
     # -- calls in --------------------------------------------------------------------

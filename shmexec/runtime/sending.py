@@ -22,6 +22,7 @@ from shmexec.wire.messages import (
     encode,
     encode_plain,
 )
+from shmexec.wire.reloads import reloads
 
 
 class Sending:
@@ -95,7 +96,7 @@ class Sending:
     def _send_call(self, call: PackedCall, handle: WorkerHandle, request: int) -> None:
         function = call.function
         handle.output.context = call.context
-        if function.pickled:
+        if function.pickled or handle.reloads != reloads.stamp:
             handle.send_function(function)
         if call.objects:
             handle.note_objects(call.objects)
@@ -168,7 +169,7 @@ class Sending:
             self._tell_later(r.PackReplied(handle.number, dropped, ended))
         if function is None:
             return
-        if function.pickled:
+        if function.pickled or handle.reloads != reloads.stamp:
             handle.send_function(function)
         if self._host.returns.ended:
             self._host.settle()

@@ -41,12 +41,16 @@ from shmexec.wire.messages import (
     encode,
 )
 from shmexec.wire.objects import SharedObject
+from shmexec.wire.reloads import reloads
 from shmexec.worker.setup import Inherited, PassedDescriptor, WorkerConfig
 from shmexec.worker.stacks import INTERRUPT
 
 _FREEING = frozenset({Kind.CALL, Kind.PACK, Kind.CREDIT, Kind.FREE})
 """Messages whose leases are results that the worker may free."""
 
+
+_NAMES_AT_MOST = 50
+"""Modules whose names go in one message: it would take longer ones."""
 
 NOTHING: tuple[bytes | None, list[Loan]] = (None, [])
 """Of no message."""
@@ -59,6 +63,7 @@ class WorkerHandle:
         number: The worker's number, its generation in messages.
         request: The call it was sent last, 0 after its reply.
         pack: Or the calls, in their order, until the pack has ended.
+        reloads: Up to which state of the program's modules it was told what is reloaded.
         flight: Or the calls that share it, until their replies.
         ending: The last message that told of a pack's end, and that pack.
         accepting: The message that is handled, and what of its results was taken over.
@@ -110,6 +115,8 @@ class WorkerHandle:
         self.asked = self.killed = self.mute = False
         self.distrusted = ""
         self._known: OrderedDict[bytes, None] = OrderedDict()
+        # It imports nothing before its process starts.
+        self.reloads = reloads.stamp
         self._objects: dict[bytes, weakref.ref[SharedObject]] = {}
         self._objects_gone: deque[bytes] = deque()
         packets = options.segment == "memfd" and sys.platform == "linux"
@@ -317,7 +324,12 @@ class WorkerHandle:
         self.leased = ()
 
     def send_function(self, function: FunctionRef) -> None:
-        """Make the worker know a function; nothing to do if it does."""
+        """Make the worker know a function, and what it may refer to.
+
+        Nothing to do if it does.
+        """
+        if self.reloads != reloads.stamp:
+            self._send_reloads()
         if not is_digest(function.key):
             return
         if function.key in self._known:
@@ -330,6 +342,15 @@ class WorkerHandle:
             oldest = next(iter(self._known))
             self.send(Message(Kind.DEFINE, key=oldest))
             del self._known[oldest]
+
+    def _send_reloads(self) -> None:
+        """Have the worker reload what the program has reloaded since it was told."""
+        names, stamp = reloads.since(self.reloads)
+        for start in range(0, len(names), _NAMES_AT_MOST):
+            text = "\n".join(names[start : start + _NAMES_AT_MOST])
+            self.send(Message(Kind.RELOAD, payload=text.encode()))
+        # Told first, then noted: as functions are.
+        self.reloads = stamp
 
     def send_arena(self, arena: int) -> None:
         """Give the worker the memory of another one, before a call that refers to it.

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire.pickling import dump
+from shmexec.wire.reloads import is_renewed, reloads
 
 KEPT_AT_MOST = 128
 """Functions that a worker keeps by digest; the parent says which one to forget."""
@@ -133,6 +134,7 @@ def ref_of(fn: Callable[..., object]) -> FunctionRef:
 def _by_name(fn: Callable[..., object], ref: FunctionRef) -> FunctionRef:
     """Note where a function is found by its name, if that is easily checked again."""
     module = sys.modules[fn.__module__]
+    reloads.see(module)
     if type(module) is types.ModuleType and vars(module).get(fn.__qualname__) is fn:
         if len(_named) >= KEPT_AT_MOST:
             _named.clear()
@@ -152,7 +154,7 @@ def importable_name(fn: Any) -> bytes | None:
         return None
     for part in qualname.split("."):
         found = getattr(found, part, None)
-    if found is not fn:
+    if found is not fn and not is_renewed(fn, found):
         return None
     name: bytes = _BY_NAME + f"{module_name}:{qualname}".encode()
     return name if len(name) <= _NAME_AT_MOST else None
@@ -205,6 +207,8 @@ def _fingerprint(fn: types.FunctionType) -> tuple[object, ...] | None:
                 if id(value) not in seen:
                     seen.add(id(value))
                     pending.append(value)
+            elif type(value) is types.ModuleType:
+                reloads.see(value)
             elif not _is_immutable(value):
                 return None
     return tuple(parts)

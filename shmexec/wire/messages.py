@@ -47,6 +47,7 @@ class Kind(IntEnum):
     CREDIT = 18  # parent: call `request` may yield `number` items more; 0: no more
     LOG = 19  # worker: a log record, for the program's loggers
     CANCEL = 20  # parent: cancel call `request`, one of several that are under way
+    RELOAD = 21  # parent: it reloaded the modules in the payload, before the next call
 
 
 class Mode(IntEnum):

@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any, ClassVar, cast
 
 import cloudpickle
@@ -26,6 +27,7 @@ from shmexec.memory.views import Loan, Returns, check_inside
 from shmexec.options import INLINE_LIMIT
 from shmexec.wire import foreign, scripted
 from shmexec.wire.buffers import SOURCES_AT_MOST, Buffers
+from shmexec.wire.reloads import reduce_renewed, reloads
 from shmexec.wire.sources import AnySource, ArraySource, PlacedArray
 
 _ATOMS = frozenset(
@@ -74,9 +76,12 @@ class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(obj, type):
             return self._reduce_class(obj)
         reduce = foreign.reducers.get(type(obj))
-        if reduce is None:
-            return super().reducer_override(obj)
-        return reduce(obj, self.buffers)
+        if reduce is not None:
+            return reduce(obj, self.buffers)
+        renewed = None
+        if type(obj) is FunctionType and reloads.stamp:
+            renewed = reduce_renewed(obj)
+        return renewed or super().reducer_override(obj)
 
     def _reduce_class(self, cls: type) -> Any:
         reduced = scripted.reduce(cls)

@@ -36,6 +36,8 @@ class Calls:
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self.running = False
         """Whether user code runs now, so that it can be interrupted."""
+        self.reloads: list[str] = []
+        """Modules to be reloaded before the next call; as part of that."""
 
     def is_running(self) -> bool:
         """See :attr:`running`."""
@@ -107,6 +109,8 @@ class Calls:
 
     def unpack(self, message: Message) -> Called:
         """What is to be called."""
+        if self.reloads:
+            self._reload()
         buffers = self._memory.borrow(message.refs)
         payload: Any = buffers.pop() if message.spilled else message.payload
         key = message.key
@@ -126,6 +130,12 @@ class Calls:
                 raise
         args, kwargs, *around = load(payload, buffers)
         return _surround(fn, around, message), args, kwargs
+
+    def _reload(self) -> None:
+        from shmexec.worker.reloading import reload_all
+
+        names, self.reloads = self.reloads, []
+        reload_all(names)
 
     def define(self, digest: bytes, pickled: bytes) -> None:
         """Learn a function that calls to come will refer to; unlearn it if empty."""

@@ -151,10 +151,17 @@ class _Worker:
         elif kind is Kind.PACK:
             self._memory.free(message.leases)
             run_pack(message, self.calls, self._replies, self._mark)
-        elif kind is Kind.FREE or kind is Kind.CREDIT:  # a late one
-            self._memory.free(message.leases)
         elif kind is Kind.DEFINE:
             self._define(message)
+        elif kind is Kind.RELOAD:
+            self.calls.reloads += message.payload.decode().split("\n")
+        else:
+            self._on_memory(message)
+
+    def _on_memory(self, message: Message) -> None:
+        kind = message.kind
+        if kind is Kind.FREE or kind is Kind.CREDIT:  # a late one
+            self._memory.free(message.leases)
         elif kind is Kind.TRIM:
             self._replies.give_back()
         elif kind is Kind.ARENA:

@@ -120,6 +120,7 @@ LIES: dict[str, Any] = {
             Kind.PACK,
             Kind.CREDIT,
             Kind.CANCEL,
+            Kind.RELOAD,
         )
     },
 }

@@ -210,11 +210,98 @@ def test_a_plain_cell_waits_for_room_and_one_that_awaits_does_not(kernel):
     assert kernel.print(SUM) == "20000000.0\n"
 
 
+# -- code that changes ---------------------------------------------------------------------
+
+
+def test_functions_and_classes_are_defined_again(kernel):
+    for version in ("first", "second"):
+        define = f"""
+def inner(): return {version!r}
+def outer(): return inner()
+class Thing:
+    def what(self): return {version!r}
+thing = Thing()
+"""
+        ask = "print(*(f.result() for f in [ex.submit(outer), ex.submit(thing.what),"
+        ask += " ex.submit(lambda: Thing().what()), ex.submit(lambda t: t, thing)]))"
+        kernel.run(define)
+        words = kernel.print(ask).split()
+        assert words[:3] == [version] * 3
+        same = "print(type(ex.submit(lambda t: t, thing).result()) is Thing)"
+        assert kernel.print(same) == "True\n"
+
+
+HELPER = "unit = 1\n\ndef helped():\n    return 'one'\n"
+MODULE = """
+import helper{n} as helper
+from helper{n} import helped
+
+def remember(value):
+    global remembered
+    remembered = value
+
+def ask(x=0):
+    return "one", helper.helped(), helped(), remembered
+
+class Node:
+    def __init__(self): self.calls = 0
+    def ask(self):
+        self.calls += 1
+        return "one", self.calls
+"""
+IMPORT = """
+import edited{n} as edited
+from edited{n} import ask
+mine = shmexec.Executor(2, initializer=edited.remember, initargs=(7,))
+mine.broadcast(abs, 1)  # workers that start later would import what is in the file then
+node = mine.actor(edited.Node)
+%load_ext autoreload
+"""
+ASK = """
+print(*mine.submit(edited.ask).result(), *mine.submit(lambda: ask()).result())
+print(*list(mine.map(ask, range(2)))[1], *node.ask().result())
+"""
+
+
+def answer(module, helper, calls):
+    one = f"{module} {helper} {helper} 7"
+    return f"{one} {one}\n{one} {module} {calls}\n"
+
+
+@pytest.mark.parametrize(("n", "mode"), [(1, "2"), (2, "2-"), (3, "3")])
+def test_edited_modules_are_reloaded_in_workers(kernel, tmp_path, n, mode):
+    """By IPython's newer way of reloading, by its older one, and with new names."""
+    helper, module = tmp_path / f"helper{n}.py", tmp_path / f"edited{n}.py"
+    code = MODULE.format(n=n)
+    helper.write_text(HELPER)
+    module.write_text(code)
+    kernel.print(f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    kernel.run(IMPORT.format(n=n))
+    kernel.print(f"%autoreload {mode}")
+    assert kernel.print(ASK) == answer("one", "one", 1)
+    # What the function calls is edited, not the function.
+    helper.write_text(HELPER.replace("one", "second"))
+    assert kernel.print(ASK) == answer("one", "second", 2)
+    module.write_text(code.replace("one", "third"))
+    assert kernel.print(ASK) == answer("third", "second", 3)
+    # One that cannot be loaded leaves all as it was, here and in workers that have been
+    # told of the one before, as they are with their next call.
+    kernel.print("_ = mine.broadcast(edited.ask)")
+    module.write_text(code.replace("one", "fourth") + "raise OSError\n")
+    printed = kernel.print(ASK)
+    told = "".join(line + "\n" for line in printed.splitlines() if " second " in line)
+    assert told == answer("third", "second", 4)
+    assert "cannot be reloaded here" not in printed
+    module.write_text(code.replace("one", "fifth"))
+    assert kernel.print(ASK) == answer("fifth", "second", 5)
+    kernel.print("%autoreload 0\nmine.shutdown()")
+
+
 # -- displays ------------------------------------------------------------------------------
 
 
 def test_an_executor_is_displayed(kernel):
-    (shown,) = kernel.run("ex").shown
+    (shown,) = kernel.run("ex.broadcast(abs, 1)\nex").shown
     assert shown["text/plain"].startswith("<shmexec.Executor 'shmexec': ready, 2 of 2")
     assert "private memory" in shown["text/html"]
 
