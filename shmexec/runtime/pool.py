@@ -133,17 +133,18 @@ class Pool(Attended):
             else:
                 self.room.give_back(call.blocks)
             raise
-        self._rouse(call, soon=options.timeout is not None or armed)
-        return call.future
-
-    def _rouse(self, call: PackedCall, *, soon: bool) -> None:
-        """Have somebody lead, if a call that was entered needs that now."""
-        if soon or self._starting.due or call.number in self._outcomes:
+        if (
+            options.timeout is not None
+            or self._starting.due
+            or call.number in self._outcomes
+            or armed
+        ):
             self.leading.wake()
         elif self._since_glance >= GLANCE_AFTER and may_block():
             # Not in a callback, nor under an event loop.
             self._since_glance = 0
             self.leading.glance()
+        return call.future
 
     # -- streams ---------------------------------------------------------------------
 
