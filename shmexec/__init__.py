@@ -54,6 +54,7 @@ __all__ = [
     "CallRecord",
     "CallStopped",
     "CallTimeout",
+    "ClusterError",
     "Executor",
     "FallbackWarning",
     "ForkPerCallExecutor",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from shmexec.errors import (
         CallStopped,
         CallTimeout,
+        ClusterError,
         FallbackWarning,
         MemoryScarce,
         MemoryWarning,

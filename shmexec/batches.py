@@ -458,7 +458,8 @@ class _Target:
 
     def _use(self, out: np.ndarray) -> None:
         self.array = out
-        self._file = in_file(out, ("r+", "w+"))
+        if self._backend.blocks.files:
+            self._file = in_file(out, ("r+", "w+"))
 
     def decide(self, first: np.ndarray) -> None:
         """Make the array that batches like this one go into."""

@@ -13,6 +13,7 @@
     ├── WrongArguments         a script's function does not take them (TypeError)
     ├── SharedMemoryFull       over the budget and not allowed to wait (MemoryError)
     │   └── MemoryScarce       the machine has too little memory left
+    ├── ClusterError           a cluster, or a node of it, cannot be used (RuntimeError)
     ├── QueueFull              no more items are taken now (queue.Full)
     └── PoolClosed             used after shutdown, or in a forked child (RuntimeError)
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallStopped",
     "CallTimeout",
+    "ClusterError",
     "FallbackWarning",
     "MemoryScarce",
     "MemoryWarning",
@@ -271,6 +273,10 @@ class PoolClosed(ShmexecError, RuntimeError):
         ...
         shmexec.errors.PoolClosed: ...
     """
+
+
+class ClusterError(ShmexecError, RuntimeError):
+    """A cluster cannot be used: it is not there, lacks shmexec, or has another version."""
 
 
 class MemoryWarning(UserWarning):

@@ -32,6 +32,10 @@ class Blocks(Protocol):
     def shared(self) -> bool:
         """Whether there are blocks at all."""
 
+    @property
+    def files(self) -> bool:
+        """Whether calls can open the files that this process can."""
+
     def place(self, nbytes: int, *, may_wait: bool = False) -> Any:
         """A block of shared memory, None if there is no room or no sharing.
 

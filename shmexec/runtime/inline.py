@@ -33,12 +33,14 @@ class NoBlocks:
 
     Args:
         writes: Whether calls write to the arrays they are given.
+        files: Whether they can open the files that this process can.
     """
 
     shared = False
 
-    def __init__(self, *, writes: bool = True) -> None:
+    def __init__(self, *, writes: bool = True, files: bool = True) -> None:
         self._writes = writes
+        self.files = files
 
     def place(self, nbytes: int, *, may_wait: bool = False) -> None:
         """Nothing is shared."""

@@ -171,6 +171,7 @@ class SharedBlocks:
     """
 
     shared = True
+    files = True
 
     def __init__(
         self, room: RoomMaker, host: Host, count: Callable[[int, Block | None], None]

@@ -148,21 +148,37 @@ def _is_shared(array: np.ndarray) -> bool:
 class PackedObject:
     """An object that was pickled, to be put into one block.
 
+    Args:
+        value: The object.
+        make_pickler: Makes what pickles it, of a file and a list for the parts that are
+            not to be in the block.
+
     Raises:
-        SerializationError: If it cannot be pickled; names the culprit.
+        SerializationError: If it cannot be pickled; names the culprit. With a pickler of
+            another kind, whatever pickling raises.
+
+    Attributes:
+        nbytes: What the block takes.
+        parts: What is not in it.
     """
 
-    def __init__(self, value: Any) -> None:
+    def __init__(
+        self,
+        value: Any,
+        make_pickler: Callable[[io.BytesIO, list[Any]], CallPickler] | None = None,
+    ) -> None:
         self._kind = type(value).__qualname__
         file, parts = io.BytesIO(), list[Any]()
         foreign.look_around()
-        pickler = _ObjectPickler(file, parts)
+        pickler = (make_pickler or _ObjectPickler)(file, parts)
         try:
             pickler.dump(value)
         except Exception as error:
+            if make_pickler is not None:
+                raise
             what = f"the {self._kind} that was to be shared"
             raise explain(error, {"object": value}, what) from error
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self._sources: list[AnySource] = [
             Source(file.getbuffer()),
             *pickler.buffers.sources,
@@ -186,7 +202,7 @@ class PackedObject:
 
     def placed(self, data: np.ndarray) -> SharedObject:
         """The object, once it was written to a shared array."""
-        return SharedObject(self._kind, data, self._parts)
+        return SharedObject(self._kind, data, self.parts)
 
 
 # -- in workers --------------------------------------------------------------------------
@@ -227,6 +243,24 @@ def _build(kind: str, data: np.ndarray, parts: tuple[Any, ...]) -> Any:
     # Read-only, also where it had to be copied: from memory of another kind.
     data = data.view()
     data.flags.writeable = False
+    try:
+        return unpack(data, parts)
+    except Exception as error:
+        msg = (
+            f"the shared {kind} cannot be rebuilt in the worker: "
+            f"{type(error).__name__}: {error}"
+        )
+        raise SerializationError(msg, kind) from error
+
+
+def unpack(data: np.ndarray, parts: Sequence[Any] = ()) -> Any:
+    """What a :class:`PackedObject` was made of, on the block that it was written to.
+
+    Args:
+        data: The block, ``uint8``. Arrays in the object lie in it, and can be written to
+            if it can.
+        parts: What was not in it, for :func:`find_part`.
+    """
     (count,) = _NUMBER.unpack_from(data.data)
     bounds = struct.unpack_from(f"<{2 * count}Q", data.data, _NUMBER.size)
     spans = [
@@ -235,12 +269,6 @@ def _build(kind: str, data: np.ndarray, parts: tuple[Any, ...]) -> Any:
     _current.parts.append(parts)
     try:
         return pickle.loads(spans[0].data, buffers=spans[1:])
-    except Exception as error:
-        msg = (
-            f"the shared {kind} cannot be rebuilt in the worker: "
-            f"{type(error).__name__}: {error}"
-        )
-        raise SerializationError(msg, kind) from error
     finally:
         _current.parts.pop()
 
