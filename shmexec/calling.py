@@ -785,11 +785,26 @@ class Calling(ABC):
             ...     counter.most_common(1).result()
             [('b', 3)]
         """
-        from shmexec.actors import make_actor
-
         self._check_any_worker("an actor")
         self._pool.check_open()
-        made = make_actor(
+        made = self._make_actor(
+            cls, args, kwargs, replicas, max_concurrency, initialize_timeout
+        )
+        self._adopt(made)
+        return made
+
+    def _make_actor(
+        self,
+        cls: object,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        replicas: int,
+        max_concurrency: int,
+        initialize_timeout: float | None,
+    ) -> Actor[Any]:
+        from shmexec.actors import make_actor
+
+        return make_actor(
             self._options,
             self._call_options,
             cls,
@@ -800,8 +815,6 @@ class Calling(ABC):
             initialize_timeout=initialize_timeout,
             owner=self._owner,
         )
-        self._adopt(made)
-        return made
 
     def pipeline(self, *stages: Any, buffersize: int = 2) -> Pipeline[Any, Any]:
         """Chain stages, each in a worker of its own.

@@ -187,7 +187,7 @@ def make_actor(
     replicas: int,
     settings: Mapping[str, Any],
     owner: object,
-) -> Actor:
+) -> Actor[Any]:
     """Build instances on nodes; see :meth:`shmexec.Executor.actor`."""
     if not callable(cls):
         msg = f"an actor is made of a class, not {cls!r}"

@@ -65,22 +65,15 @@ class _ClusterCalling(Calling):
             fn, *arrays, batch_size=batch_size, out=out, progress=progress
         )
 
-    def actor(
+    def _make_actor(
         self,
-        cls: Callable[..., Any],
-        /,
-        *args: Any,
-        replicas: int = 1,
-        max_concurrency: int = 1,
-        initialize_timeout: float | None = None,
-        **kwargs: Any,
-    ) -> Actor:
-        """As :meth:`shmexec.Executor.actor`; each instance is on some node.
-
-        It has a worker of its own there. What a method is given goes with the call each
-        time, and what it returns comes here at once. If the node is lost, so is the
-        state: calls fail with :class:`shmexec.WorkerDied`.
-        """
+        cls: object,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        replicas: int,
+        max_concurrency: int,
+        initialize_timeout: float | None,
+    ) -> Actor[Any]:
         from shmexec.cluster.actors import make_actor
 
         settings = {
@@ -89,7 +82,7 @@ class _ClusterCalling(Calling):
                 "initialize_timeout", initialize_timeout
             ),
         }
-        made = make_actor(
+        return make_actor(
             self._calls,
             self._call_options,
             cls,
@@ -99,8 +92,6 @@ class _ClusterCalling(Calling):
             settings=settings,
             owner=self._owner,
         )
-        self._adopt(made)
-        return made
 
     def pipeline(self, *stages: Any, buffersize: int = 2) -> NoReturn:
         """A cluster has none: pass futures on instead, which stay there."""
@@ -116,7 +107,8 @@ class _ClusterCalling(Calling):
         raise NotImplementedError(msg)
 
 
-class DaskExecutor(_ClusterCalling, BaseExecutor):
+# `map` refuses arguments that do not fit the function, which its base class lets pass.
+class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
     """Runs calls on a Dask cluster, in one shmexec pool on each node.
 
     It has the ways of calling of :class:`shmexec.Executor`, but for ``batcher`` and
@@ -130,7 +122,8 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):
     need this version of shmexec and the same Python.
 
     If a node is lost its calls run again on others, and what was lost is made, or sent,
-    again.
+    again. Each instance of an actor is on some node, and is lost with it: its calls fail
+    with :class:`shmexec.WorkerDied`. What its methods return comes here at once.
 
     Args:
         cluster: Address of the scheduler, a ``distributed.Client``, or a cluster of
@@ -237,7 +230,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):
     def _owner(self) -> DaskExecutor:
         return self
 
-    def _adopt(self, made: Actor | Pipeline) -> None:
+    def _adopt(self, made: Actor[Any] | Pipeline[Any, Any]) -> None:
         self._actors.add(made)  # type: ignore[arg-type]
 
     @property
@@ -389,5 +382,5 @@ class OptionsView(_ClusterCalling):
     def _owner(self) -> DaskExecutor:
         return self._executor
 
-    def _adopt(self, made: Actor | Pipeline) -> None:
+    def _adopt(self, made: Actor[Any] | Pipeline[Any, Any]) -> None:
         self._executor._adopt(made)  # noqa: SLF001
