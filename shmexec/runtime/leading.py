@@ -20,7 +20,8 @@ lead for, by whoever leads; when a leader leaves it wakes the dispatcher if othe
 or one of them to lead while the dispatcher is in user code.
 Workers are started by the dispatcher, whom the leader rings for that; while it is in a
 callback, which may itself wait for a call, by the leader. The dispatcher does not die:
-what goes wrong in it breaks the pool, which resolves all.
+what goes wrong in it breaks the pool, which resolves all. Its waits end once more when
+the pool is :data:`UNSEEN` old, which has it appear to other programs.
 
 Three rules make an interrupt at any bytecode harmless: bytes go from the kernel to the
 inbox within one C call; the inbox is peeked, handled, then popped; futures are resolved

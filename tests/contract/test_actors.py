@@ -479,7 +479,7 @@ def test_time_to_build_is_no_time_to_run(executor, gate):
     with executor.actor(Counter, initialize_timeout=10) as node:
         waiting = node.wait(gate, 1)
         gate.arrived()
-        assert node._replicas[0]._pool._machine.next_tick() is None
+        assert node._replicas[0].pool._machine.next_tick() is None
         gate.open()
         assert waiting.result() == 1
 

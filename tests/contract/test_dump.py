@@ -334,7 +334,7 @@ def test_also_in_an_actor(make_executor, monkeypatch, gate, slots_):
     node = executor.options(timeout=1000).actor(hangs.Waits, max_concurrency=slots_)
     future = node.work(gate)
     arrived_in(executor, gate, "deep")
-    let_time_pass(node._replicas[0]._pool)
+    let_time_pass(node._replicas[0].pool)
     error = future.exception()
     assert isinstance(error, shmexec.CallTimeout)
     assert "in deep" in error.stack

@@ -25,7 +25,7 @@ from shmexec.cli.watching import finding
 from shmexec.cli.watching.finding import Lookout
 from shmexec.cli.watching.gauging import Gauge
 from shmexec.deadline import Deadline
-from shmexec.runtime import lifecycle, presence
+from shmexec.runtime import leading, lifecycle, presence
 from tests.integration.programs import start
 from tests.waiting import LONG, wait_until
 
@@ -372,12 +372,17 @@ def test_a_great_many_pools_are_told_as_far_as_there_is_room():
 
 
 @pytest.mark.stress
-def test_very_many_executors_in_a_row():
+def test_pools_in_a_row_come_and_go_without_a_trace(monkeypatch):
+    before = set(finding._names())
     for _ in range(10_000):
-        shmexec.Executor(1).shutdown()
+        presence.Presence(lambda: b"").close()
+    monkeypatch.setattr(leading, "UNSEEN", 0.0)
     for _ in range(100):
         with shmexec.Executor(1, "fork") as ex:
             ex.submit(abs, -1).result()
+    assert _threads() == 0
+    pid = os.getpid()
+    assert not [n for n in finding._names() - before if pid in finding._owners(n)]
 
 
 def _threads():

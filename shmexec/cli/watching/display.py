@@ -55,7 +55,7 @@ def heading(programs: list[Program], interval: float, *, keys: bool) -> Text:
             _count(workers, "worker"),
         )
     )
-    ends = "q quits, arrows scroll" if keys else "Ctrl-C quits"
+    ends = "q quits, ↑↓ scroll" if keys else "Ctrl-C quits"
     text = f" shmexec top: {counts}; every {interval:g} s; {ends} "
     return Text(text, style="reverse", no_wrap=True, overflow="ellipsis")
 
