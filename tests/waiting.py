@@ -28,7 +28,8 @@ def wait_until(condition: Callable[[], Any], seconds: float = LONG) -> Any:
 
 def shm_names() -> set[str]:
     """What is in ``/dev/shm``, but for what others than these tests may put there."""
+    others = ("sem.", "joblib_memmapping_")  # locks of multiprocessing, loky's arrays
     try:
-        return {n for n in os.listdir("/dev/shm") if not n.startswith("sem.")}
+        return {n for n in os.listdir("/dev/shm") if not n.startswith(others)}
     except OSError:
         return set()
