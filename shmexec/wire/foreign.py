@@ -62,7 +62,6 @@ def _reduce_tensor(tensor: Any, _buffers: Buffers) -> Any:
         or tensor.is_conj()
         or tensor.is_neg()
         or tensor._backward_hooks  # noqa: SLF001
-        or tensor.__dict__
     ):
         return NotImplemented
     # In the order in which the elements lie in memory, so that strides stay.
@@ -77,7 +76,11 @@ def _reduce_tensor(tensor: Any, _buffers: Buffers) -> Any:
             return NotImplemented
         dtype, array = tensor.dtype, plain.view(integers).numpy()
     back = tuple(order.index(axis) for axis in range(tensor.ndim))
-    return rebuild_tensor, (array, dtype, back, tensor.requires_grad)
+    parts = rebuild_tensor, (array, dtype, back, tensor.requires_grad)
+    if not tensor.__dict__:
+        return parts
+    # Beside the parts, since an attribute may refer to the tensor itself.
+    return *parts, tensor.__dict__, None, None, set_attributes
 
 
 def rebuild_tensor(
@@ -92,6 +95,11 @@ def rebuild_tensor(
     if dtype is not None:
         tensor = tensor.view(dtype)
     return tensor.permute(order).requires_grad_(requires_grad)
+
+
+def set_attributes(tensor: Any, attributes: dict[str, Any]) -> None:
+    """Give a tensor the attributes that the program had given it."""
+    tensor.__dict__.update(attributes)
 
 
 # -- Arrow -------------------------------------------------------------------------------
@@ -153,7 +161,61 @@ def rebuild_arrow(stream: Any, whole: bool, column: bool) -> Any:
     return data.column(0) if column else data
 
 
+# -- polars ------------------------------------------------------------------------------
+
+
+def _learn_polars(polars: Any) -> None:
+    reducers[polars.DataFrame] = _reduce_polars
+    reducers[polars.Series] = _reduce_polars
+
+
+def _reduce_polars(data: Any, _buffers: Buffers) -> Any:
+    """A frame, or a series, as the Arrow table on its memory, where Arrow is installed.
+
+    Polars itself would write it all into the pickle.
+    """
+    nbytes = data.estimated_size()
+    if nbytes < INLINE_LIMIT:
+        return NotImplemented
+    polars: Any = sys.modules["polars"]
+    single = isinstance(data, polars.Series)
+    frame = data.to_frame("") if single else data
+    try:
+        table = frame.to_arrow(compat_level=polars.CompatLevel.newest())
+    except Exception:  # noqa: BLE001  (no Arrow, or a type that it does not have)
+        return NotImplemented
+    if table.nbytes > 2 * nbytes:
+        return NotImplemented  # rows of few of the texts or categories that it refers to
+    look_around()  # it may be that Arrow was imported just now
+    order = [_sorted(column) for column in frame.get_columns()]
+    return rebuild_polars, (table, order, data.name if single else None)
+
+
+def _sorted(series: Any) -> bool | None:
+    """Whether a series is known to be sorted: downwards, upwards, or not (``None``)."""
+    flags = series.flags
+    return None if flags["SORTED_ASC"] == flags["SORTED_DESC"] else flags["SORTED_DESC"]
+
+
+def rebuild_polars(table: Any, order: list[bool | None], name: str | None) -> Any:
+    """The data on the memory of an Arrow table.
+
+    Args:
+        table: What was received.
+        order: How each column is known to be sorted, see :func:`_sorted`.
+        name: Of a series, its name; ``None`` for a frame.
+    """
+    polars: Any = import_module("polars")
+    frame = polars.from_arrow(table, rechunk=False)
+    for number, descending in enumerate(order):
+        if descending is not None:
+            column = frame.to_series(number).set_sorted(descending=descending)
+            frame.replace_column(number, column)
+    return frame if name is None else frame.to_series(0).rename(name)
+
+
 _unknown: dict[str, Callable[[Any], None]] = {
     "torch": _learn_torch,
     "pyarrow": _learn_arrow,
+    "polars": _learn_polars,
 }
