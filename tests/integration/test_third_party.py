@@ -166,6 +166,58 @@ def test_a_table_lies_where_it_was_received(pool, table, rows):
     assert _table_lies_in(pool.submit(calls.same, table).result()) == [True] * 4
 
 
+# -- polars ------------------------------------------------------------------------------
+
+POLARS = {
+    "frame": lambda pl: pl.DataFrame({"n": np.arange(N), "x": np.ones(N)}),
+    "rows": lambda pl: pl.DataFrame({"n": np.arange(N), "x": np.ones(N)})[500:50_500],
+    "two chunks": lambda pl: pl.concat([pl.DataFrame({"n": np.arange(N)})] * 2),
+    "series": lambda pl: pl.Series("s", np.arange(N)),
+    "with gaps": lambda pl: pl.Series([1.5, None] * (N // 2)),
+    "bool": lambda pl: pl.Series(np.arange(8 * N) % 3 == 0),
+    "enum": lambda pl: pl.Series(["a", "b"] * N, dtype=pl.Enum(["b", "a"])),
+    "times": lambda pl: pl.Series(np.arange(N)).cast(pl.Datetime("ms", "UTC")),
+    "lists": lambda pl: pl.Series([[1, 2, 3, 4], []] * (N // 8)),
+    "vectors": lambda pl: pl.Series(np.ones((N // 8, 8))),
+    "wide integers": lambda pl: pl.Series(range(N), dtype=pl.Int128),  # not Arrow's
+}
+
+
+@pytest.fixture(scope="module")
+def pl():
+    polars = pytest.importorskip("polars")
+    # It makes its threads, and their descriptors, when it first works, and keeps them.
+    polars.DataFrame({"a": [1]}).with_columns(polars.col("a") + 1)
+    return polars
+
+
+@pytest.mark.parametrize("kind", POLARS)
+def test_polars(there_and_back, pl, kind):
+    data = POLARS[kind](pl)
+    result = there_and_back(data, data.estimated_size())
+    assert result.equals(data)
+    if kind in {"frame", "rows", "two chunks"}:
+        assert result.schema == data.schema
+    else:
+        assert (result.name, result.dtype) == (data.name, data.dtype)
+
+
+def test_polars_takes_no_text_along_that_it_does_not_show(pool, pl):
+    some = pl.Series([f"{n:030}" for n in range(N)])[7:2007]
+    before = pool.stats().bytes_copied_in
+    assert pool.submit(calls.same, some).result().equals(some)
+    assert pool.stats().bytes_copied_in - before < 30 * N / 10
+
+
+def test_polars_remembers_what_is_sorted(there_and_back, pl):
+    frame = pl.DataFrame({"up": np.arange(N), "down": -np.arange(N), "n": np.ones(N)})
+    frame = frame.with_columns(
+        pl.col("up").set_sorted(), pl.col("down").set_sorted(descending=True)
+    )
+    result = there_and_back(frame, frame.estimated_size())
+    assert result.flags == frame.flags
+
+
 # -- PyTorch -----------------------------------------------------------------------------
 
 
@@ -187,6 +239,7 @@ TENSORS = {
     "every second": lambda t: t.arange(2 * N)[::2],
     "part": lambda t: t.arange(10 * N)[N : 2 * N],
     "with gradient": lambda t: t.ones(N, requires_grad=True),
+    "buffer of a module": lambda t: t.nn.Buffer(t.ones(N)),
     "parameter": lambda t: t.nn.Parameter(t.ones(N), requires_grad=False),
 }
 
@@ -213,6 +266,15 @@ def test_a_tensor_is_private(pool, torch):
     tensor = torch.zeros(N)
     assert pool.submit(_fill, tensor).result().min() == 7
     assert not tensor.any()
+
+
+def test_a_tensor_keeps_its_attributes(there_and_back, torch):
+    tensor = torch.ones(N)
+    tensor.unit, tensor.itself = "metre", [tensor]
+    result = there_and_back(tensor, 4 * N)
+    assert result.unit == "metre"
+    assert result.itself[0] is result
+    del result.itself, tensor.itself  # circles, which would live on
 
 
 def _other_tensors(torch):
