@@ -185,7 +185,9 @@ def _reduce_polars(data: Any, _buffers: Buffers) -> Any:
     except Exception:  # noqa: BLE001  (no Arrow, or a type that it does not have)
         return NotImplemented
     if table.nbytes > 2 * nbytes:
-        return NotImplemented  # rows of few of the texts or categories that it refers to
+        return (
+            NotImplemented  # rows of few of the texts or categories that it refers to
+        )
     look_around()  # it may be that Arrow was imported just now
     order = [_sorted(column) for column in frame.get_columns()]
     return rebuild_polars, (table, order, data.name if single else None)
