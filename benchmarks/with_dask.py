@@ -4,7 +4,8 @@
 
 All take turns in one run, with two workers each, and every result is checked against the
 threads'. ``processes`` is Dask's own as it is by default, which starts its processes for
-each computation; "processes, kept" is the same with a ``ProcessPoolExecutor`` that lasts.
+each computation; "processes, kept" is the same with a ``ProcessPoolExecutor`` that lasts;
+``by_reference`` is of ``shmexec.integrations.dask``.
 Times are medians, and in brackets the smallest and the largest.
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 import shmexec
+from shmexec.integrations.dask import by_reference
 
 WORKERS = 2
 OURS = "scheduler=ex"
@@ -105,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         ways: dict[str, dict[str, Any]] = {
             OURS: {"scheduler": ex},
+            "by_reference(ex)": {"scheduler": by_reference(ex)},
             "threads": {"scheduler": "threads", "num_workers": WORKERS},
             "processes, kept": {"scheduler": "processes", "pool": kept},
             "processes": {"scheduler": "processes", "num_workers": WORKERS},

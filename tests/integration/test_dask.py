@@ -16,6 +16,7 @@ dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 dd = pytest.importorskip("dask.dataframe")
 db = pytest.importorskip("dask.bag")
+by_reference = pytest.importorskip("shmexec.integrations.dask").by_reference
 
 SMALL = 100_000
 """Bytes that what is no chunk may take."""
@@ -158,3 +159,33 @@ def test_a_worker_that_dies_fails_the_computation_alone():
 def test_in_process():
     with shmexec.Executor(in_process=True) as here:
         assert dask.delayed(os.getpid)().compute(scheduler=here) == os.getpid()
+
+
+def _write(chunk):
+    chunk += 1
+    return chunk
+
+
+def test_by_reference(ex):
+    x = da.ones((1000, 400), chunks=(250, 400))
+    wanted = x.rechunk((1000, 100)).sum() + (x.T @ x).sum()
+    before = ex.stats()
+    assert wanted.compute(scheduler=by_reference(ex)) == 400_000 + 1000 * 400**2
+    after = ex.stats()
+    assert after.bytes_copied_in - before.bytes_copied_in < SMALL
+    assert after.bytes_by_reference - before.bytes_by_reference > 5 * x.nbytes
+
+
+def test_by_reference_what_is_taken_is_read_only_and_results_are_not(ex):
+    ones = dask.delayed(np.ones)(100_000)
+    both = dask.delayed(_write)(ones), ones.sum()
+    with pytest.raises(ValueError, match="read-only"):
+        dask.compute(*both, scheduler=by_reference(ex))
+    written, _ = dask.compute(*both)  # as an argument it is copied
+    assert (written == 2).all()
+    array, total = dask.compute(
+        ones, ones.sum(), scheduler=by_reference(ex), num_workers=1
+    )
+    array[:] = 5
+    assert total == 100_000
+    assert ex.submit(np.sum, array).result() == 500_000
