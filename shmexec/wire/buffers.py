@@ -35,6 +35,7 @@ class Buffers:
         "for_worker",
         "in_files",
         "objects",
+        "seen",
         "shared",
         "sources",
         "stand_in",
@@ -45,6 +46,7 @@ class Buffers:
         self.shared: dict[tuple[Loan, Mode], PlacedSource] = {}
         self.in_files = 0
         self.objects: list[object] = []
+        self.seen: dict[Any, Any] = {}
         self.for_worker = False
         # Gives what goes in the place of an array; set by what is pickled, for what is
         # in it, see `shmexec.integrations.once`.

@@ -21,6 +21,9 @@ from shmexec.wire.variables import reduce_variable
 class Buffers(Protocol):
     """Where a pickle's buffers are collected."""
 
+    seen: dict[Any, Any]
+    """Objects that were pickled already, by what a reducer knows them by."""
+
     def stream(self, nbytes: int, fill: Callable[[np.ndarray], object]) -> Any:
         """What to pickle for bytes that ``fill`` writes to a ``uint8`` array."""
 
@@ -40,6 +43,34 @@ def look_around() -> None:
         except AttributeError:
             continue  # another thread is importing it: there is nothing to send yet
         del _unknown[name]
+
+
+# -- pandas ------------------------------------------------------------------------------
+
+
+def _learn_pandas(pandas: Any) -> None:
+    for cls in (pandas.Index, pandas.DatetimeIndex, pandas.TimedeltaIndex):
+        reducers[cls] = _reduce_index
+
+
+def _reduce_index(index: Any, buffers: Buffers) -> Any:
+    """An index on the memory of one that was pickled before as that one.
+
+    A series has its index twice in its pickle. As an index never changes, nobody sees
+    that they are on the same memory.
+    """
+    values = getattr(index._data, "_ndarray", index._data)  # noqa: SLF001
+    if type(values) is not np.ndarray or values.nbytes < INLINE_LIMIT:
+        return NotImplemented
+    address = values.__array_interface__["data"][0]
+    place = type(index), index.dtype, address, values.shape, values.strides
+    first = buffers.seen.setdefault(place, index)
+    return NotImplemented if first is index else (rebuild_index, (first, index.name))
+
+
+def rebuild_index(first: Any, name: Any) -> Any:
+    """The index on the memory of another one."""
+    return first.rename(name)
 
 
 # -- PyTorch -----------------------------------------------------------------------------
@@ -218,6 +249,7 @@ def rebuild_polars(table: Any, order: list[bool | None], name: str | None) -> An
 
 _unknown: dict[str, Callable[[Any], None]] = {
     "torch": _learn_torch,
+    "pandas": _learn_pandas,
     "pyarrow": _learn_arrow,
     "polars": _learn_polars,
 }

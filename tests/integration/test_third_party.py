@@ -74,6 +74,8 @@ def _frames():
     yield "times", pd.DataFrame({"t": times}), 8 * N
     yield "index", pd.DataFrame({"x": numbers}, index=numbers / 7), 16 * N
     yield "series", pd.Series(numbers), 8 * N
+    yield "series with index", pd.Series(numbers, index=numbers / 7, name="n"), 16 * N
+    yield "series by time", pd.Series(numbers, index=times), 16 * N
 
 
 @pytest.mark.parametrize(
