@@ -193,7 +193,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         self._client.register_plugin(node.Node(name, settings), name=name)
         self._calls = Calls(self._client, name, Inputs(self._client, keep, direct))
         self._pool: Any = self._calls
-        self._actors: weakref.WeakSet[Actor] = weakref.WeakSet()
+        self._actors: weakref.WeakSet[Actor[Any]] = weakref.WeakSet()
         self._ending = threading.Lock()
         self._ended = False
         self._own = own
