@@ -196,6 +196,7 @@ def _show(results: Results, cases: Sequence[Case]) -> None:
         f"{machine['system']}, Python {machine['python']}, NumPy {machine['numpy']}\n"
         f"workers: {results.workers}, one BLAS thread each; interleaved repeats: "
         f"{results.repeats}, each in a fresh process; all results checked"
+        f"{'; quick: fewer calls, whole programs made smaller' * results.quick}"
     )
     shown = [case for case in cases if _names_of(results, case)]
     for case in shown:

@@ -13,7 +13,7 @@ P99_FROM = 100
 """Samples below which a 99th percentile means nothing."""
 
 _SHRINK = 64
-_HARD_STOP = 3
+_HARD_STOP = 10
 """Times ``Plan.seconds`` after which not even ``Plan.least`` is waited for."""
 
 
