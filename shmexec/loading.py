@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmexec.closing import Closing
 from shmexec.executor import Executor
@@ -11,6 +11,11 @@ from shmexec.figures import Stats
 from shmexec.options import WORKERS_AT_MOST, default_workers, positive_int
 from shmexec.scripts import Script, checked_path, read_source
 from shmexec.worker.script import begin
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from shmexec.signatures import ExecutorSettings
 
 __all__ = ["LoadedScript", "load"]
 
@@ -80,7 +85,7 @@ def load(
     *,
     cache: str | int | os.PathLike[str] | None = None,
     autoreload: bool = False,
-    **settings: Any,
+    **settings: Unpack[ExecutorSettings],
 ) -> LoadedScript:
     """Load a Python file once, and call its functions; see :class:`shmexec.Script`.
 
@@ -114,15 +119,16 @@ def load(
         if workers is None
         else positive_int("workers", workers, WORKERS_AT_MOST)
     )
-    initializer = settings.pop("initializer", None)
+    others: dict[str, Any] = {**settings}
+    initializer = others.pop("initializer", None)
     if initializer is not None and not callable(initializer):
         msg = f"initializer must be callable, not {initializer!r}"
         raise TypeError(msg)
     # While a worker starts, not in its first call: else a time-out shorter than the
     # loading would strike in each worker that takes the place of another.
     source = read_source(checked_path(path))
-    first = (source, initializer, tuple(settings.pop("initargs", ())))
-    executor = Executor(number, initializer=begin, initargs=first, **settings)
+    first = (source, initializer, tuple(others.pop("initargs", ())))
+    executor = Executor(number, initializer=begin, initargs=first, **others)
     try:
         script = executor.script(path, cache=cache, autoreload=autoreload)
         return LoadedScript(executor, script)

@@ -87,6 +87,8 @@ def check_scripts(ex: shmexec.Executor) -> None:
     assert_type(script.reload(), bool)
     with shmexec.load("model.py", 2) as model:
         assert_type(model, shmexec.LoadedScript)
+    shmexec.load("model.py", timeot=3)  # type: ignore[call-arg]
+    shmexec.load("model.py", timeout="3")  # type: ignore[arg-type]
     ex.script(3)  # type: ignore[arg-type]
 
 
