@@ -38,12 +38,13 @@ def public_names() -> set[str]:
 
 def report() -> dict[str, Any]:
     """What pyright says; also of names that are not ours."""
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run(
         [sys.executable, "-m", "pyright", *OPTIONS],
         # Elsewhere it would find the settings for this folder; the path is for an
-        # editable install, which it does not follow.
+        # editable install, which it does not follow, and the Python is that of PATH.
         cwd=os.sep,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": beside},
         capture_output=True,
         text=True,
         check=False,
