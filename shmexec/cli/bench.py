@@ -224,28 +224,26 @@ def _rows(results: Results, case: Case) -> list[tuple[str, ...]]:
         if middle is None:
             cells = ("FAILED", NONE, NONE, NONE, NONE, "")
         else:
-            to_ours = median(ratios(figures, own))
+            to_ours = ratios(figures, own)
             cells = (
                 amount(middle, case),
                 amount(min(there), case),
                 amount(max(there), case),
-                _times(to_ours),
+                _times(median(to_ours)),
                 _times(median(ratios(figures, unit))),
-                _remark(name, to_ours),
+                _remark(name, known(to_ours)),
             )
         title = SYSTEMS[name].title.replace("`", "")
         rows.append((float("inf") if middle is None else middle, (title, *cells)))
     return [row for _, row in sorted(rows)]
 
 
-def _remark(name: str, to_ours: float | None) -> str:
+def _remark(name: str, to_ours: Sequence[float]) -> str:
     if name == IN_PROCESS:
         return "1 CPU"
-    return "faster" if _wins(name, to_ours) else ""
-
-
-def _wins(name: str, to_ours: float | None) -> bool:
-    return _is_rival(name) and to_ours is not None and to_ours < 1
+    if not _is_rival(name) or not to_ours or min(to_ours) >= 1:
+        return ""
+    return "faster" if max(to_ours) < 1 else "about even"
 
 
 def _is_rival(name: str) -> bool:
@@ -262,26 +260,31 @@ def _summary(results: Results, cases: Sequence[Case]) -> Iterator[str]:
     yield ""
     for case in cases:
         own = results.figures(ours(case), case.name)
-        times = {
-            name: ratio
+        rivals = {
+            name: there
             for name in _names_of(results, case)
-            if (ratio := median(ratios(results.figures(name, case.name), own)))
+            if _is_rival(name)
+            and (there := known(ratios(results.figures(name, case.name), own)))
         }
-        rivals = {n: ratio for n, ratio in times.items() if _is_rival(n)}
         if not rivals:
             continue
-        best = min(rivals, key=lambda name: rivals[name])
+        best = min(rivals, key=lambda name: median(rivals[name]) or 0.0)
         line = f"{case.title.replace('`', '')}: {_against(best, rivals[best])}"
         if FORK_PER_CALL in rivals and best != FORK_PER_CALL:
             line += f"; {_against(FORK_PER_CALL, rivals[FORK_PER_CALL])}"
         yield line
 
 
-def _against(name: str, ratio: float) -> str:
+def _against(name: str, times: Sequence[float]) -> str:
+    """Who is faster, if that is so in all repeats."""
     title = SYSTEMS[name].title
-    if ratio < 1:
-        return f"{title} is {_factor(1 / ratio)} x as fast as shmexec"
-    return f"shmexec is {_factor(ratio)} x as fast as {title}"
+    middle = median(times) or 0.0
+    if min(times) < 1 < max(times):
+        span = f"{_factor(min(times))} to {_factor(max(times))}"
+        return f"{title} is about even with shmexec ({span} x its time)"
+    if middle < 1:
+        return f"{title} is {_factor(1 / middle)} x as fast as shmexec"
+    return f"shmexec is {_factor(middle)} x as fast as {title}"
 
 
 def _factor(ratio: float) -> str:

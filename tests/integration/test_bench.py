@@ -18,6 +18,7 @@ SECONDS = {
     "shmexec": [2e-5, 4e-5],
     "shmexec-share": [2e-5, 4e-5],
     "ppe-fork": [1e-5, 3e-5],
+    "loky": [1e-5, 6e-5],
     "pool": [9e-5, 6e-5],
     "fork-per-call": [4e-3, 4e-3],
     "inprocess": [1e-7, 1e-7],
@@ -93,6 +94,15 @@ def test_who_is_faster_is_said(measured, capsys):
         "one call: ProcessPoolExecutor (fork) is 1.60 x as fast as shmexec; "
         "shmexec is 150 x as fast as fork per call"
     ) in text
+
+
+def test_what_is_noise_is_no_victory(measured, capsys, monkeypatch):
+    there = replace(systems.SYSTEMS["loky"], package=None)
+    monkeypatch.setitem(systems.SYSTEMS, "loky", there)
+    assert main(["bench", *TWO, "--peers", "loky"]) == 0
+    text = capsys.readouterr().out
+    assert lines(text)["loky"][-1] == "about even"
+    assert "one call: loky is about even with shmexec (0.50 to 1.50 x its time)" in text
 
 
 def test_systems_take_turns_and_limits_are_measured_with_them(measured, capsys):
