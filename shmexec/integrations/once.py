@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Hashable
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -104,13 +105,9 @@ class SharedOnce:
         key = id(owner)
         found = self._copies.get(key)
         if found is None or found.owner() is not owner:
-
-            def forget(died: weakref.ref[np.ndarray]) -> None:
-                # A finalizer: it takes no lock. Another array may have the id by now.
-                now = self._copies.get(key)
-                if now is not None and now.owner is died:
-                    del self._copies[key]
-
+            # Not this, but a reference to it: large memory cannot wait until the
+            # garbage collector finds a cycle.
+            forget = partial(_forget, weakref.ref(self), key)
             found = self._copies[key] = _Copies(weakref.ref(owner, forget))
         return found
 
@@ -119,6 +116,17 @@ class SharedOnce:
         copy = sharing.empty(given.shape, given.dtype, order)
         np.copyto(copy, given)
         return sharing.share(copy, cast("Sharing", self._mode))
+
+
+def _forget(
+    once: weakref.ref[SharedOnce], key: int, died: weakref.ref[np.ndarray]
+) -> None:
+    """An array died: drop what was copied of it. A finalizer, which takes no lock."""
+    there = once()
+    if there is not None:
+        found = there._copies.get(key)  # noqa: SLF001
+        if found is not None and found.owner is died:  # no other has that id by now
+            there._copies.pop(key, None)  # noqa: SLF001
 
 
 def _owner(array: np.ndarray) -> np.ndarray:

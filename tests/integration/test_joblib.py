@@ -195,7 +195,6 @@ def test_copies_go_with_the_arrays(on):
 
     Parallel(batch_size=1)(arrays())
     assert max(most) < 15 * 2 * MANY
-    gc.collect()
 
 
 def test_views_of_a_part_take_no_more_than_all():
@@ -212,6 +211,21 @@ def test_views_of_a_part_take_no_more_than_all():
     del array, view, views
     assert shmexec.stats().shared == shared
     assert not once._copies
+
+
+def test_copies_go_without_the_garbage_collector():
+    gc.collect()
+    shared = shmexec.stats().shared
+    array = np.zeros(MANY)
+    gc.disable()
+    try:
+        once = SharedOnce(1000, "r")
+        once(array)
+        assert shmexec.stats().shared - shared >= array.nbytes
+        del once
+        assert shmexec.stats().shared == shared
+    finally:
+        gc.enable()
 
 
 def test_arrays_at_an_address_that_was_used_before():
