@@ -70,6 +70,8 @@ def watched() -> Iterator[Callable[[], int]]:
         stdout=subprocess.PIPE,
     )
     try:
+        assert watch.stdout is not None
+        watch.stdout.readline()  # it has looked once
         # End of file would not do: forked workers have the pipe, too. If all of this
         # dies, it comes, and suffices.
         yield lambda: int(watch.communicate(b"\n")[0])
@@ -110,7 +112,8 @@ def _watch(root: int) -> int:
     """Print the most that a tree took, when something comes on stdin, or its end."""
     import select
 
-    most = 0
+    most = pss(tree(root) - {os.getpid()})
+    print("ready", flush=True)
     while not select.select([sys.stdin], [], [], _EVERY)[0]:
         most = max(most, pss(tree(root) - {os.getpid()}))
     print(most)

@@ -16,8 +16,10 @@ Example:
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as BaseFuture
@@ -135,7 +137,8 @@ def _pool(workers: int, settings: dict[str, Any]) -> Executor:
         found = _pools.get(key)
         if found is not None:
             kept, executor = found
-            if _alike(kept, settings) and executor.health().state != "broken":
+            usable = executor.health().state in {"starting", "ready", "busy"}
+            if usable and _alike(kept, settings):
                 return executor
         executor = Executor(workers, **settings)
         # What another Parallel still has in the one before comes to its end.
@@ -237,6 +240,14 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
             msg = "n_jobs == 0 in Parallel has no meaning"
             raise ValueError(msg)
         if n_jobs is None:
+            return 1
+        if multiprocessing.current_process().daemon:
+            if n_jobs != 1:
+                text = (
+                    "shmexec-backed parallel loops cannot be used in a daemonic "
+                    "process, which may have no children: setting n_jobs=1"
+                )
+                warnings.warn(text, stacklevel=3)
             return 1
         if self._executor is not None:
             there_are = self._executor._max_workers  # noqa: SLF001
