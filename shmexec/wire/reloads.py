@@ -42,11 +42,12 @@ class Reloads:
     def see(self, module: ModuleType) -> None:
         """A call refers to this module."""
         name, spec = module.__name__, module.__spec__
-        if sys.modules.get(name) is not module:
-            return  # one that is gone, or was made by hand
-        if self._specs.setdefault(name, spec) is not spec:
+        seen = self._specs.get(name)
+        # Else it may be gone, or made by hand.
+        if seen is not spec and sys.modules.get(name) is module:
             self._specs[name] = spec
-            self._note({name})
+            if seen is not None:
+                self._note({name})
 
     def watch(self, marks: Callable[[], Marks]) -> None:
         """Look also at other marks, besides the modules' own, and at all from now on."""
@@ -60,7 +61,14 @@ class Reloads:
 
     def look(self) -> None:
         """Look at all modules."""
-        changed = set(_changed(self._specs, _specs()))
+        # Some modules are loaded when they are looked at: those are of a class of its own.
+        modules = list(sys.modules.items())
+        specs = {
+            name: module.__dict__.get("__spec__")
+            for name, module in modules
+            if type(module) is ModuleType
+        }
+        changed = set(_changed(self._specs, specs))
         for marks, seen in self._others:
             changed |= set(_changed(seen, marks()))
         self._note(changed)
@@ -78,20 +86,13 @@ class Reloads:
             self.stamp = len(self._names)
 
 
-def _specs() -> Marks:
-    # Not getattr: a module that is loaded on first use would be loaded.
-    return {
-        name: object.__getattribute__(module, "__dict__").get("__spec__")
-        for name, module in list(sys.modules.items())
-        if type(module) is ModuleType
-    }
-
-
 def _changed(seen: dict[str, object], marks: Marks) -> Iterator[str]:
-    for name, mark in dict(marks).items():
-        if seen.setdefault(name, mark) is not mark:
+    for name, mark in marks.items():
+        before = seen.get(name)
+        if before is not mark:
             seen[name] = mark
-            yield name
+            if before is not None:
+                yield name
 
 
 reloads = Reloads()
