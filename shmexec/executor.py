@@ -555,3 +555,10 @@ class OptionsView(Calling):
 
     def _adopt(self, made: Actor[Any] | Pipeline[Any, Any]) -> None:
         self._executor._adopt(made)  # noqa: SLF001
+
+    def __repr__(self) -> str:
+        own = self._call_options
+        return (
+            f"<{self._executor!r} with timeout={own.timeout}, retries={own.retries}, "
+            f"priority={own.priority}, worker={own.worker}>"
+        )

@@ -183,6 +183,9 @@ class ForkPerCallExecutor(Executor):
         if os.getpid() == self._pid:
             self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
 
+    def __repr__(self) -> str:
+        return f"<shmexec.ForkPerCallExecutor: {self._max_workers} processes at most>"
+
 
 def _name_of(fn: Callable[..., object]) -> str:
     return str(getattr(fn, "__qualname__", None) or repr(fn))

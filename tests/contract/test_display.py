@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -79,6 +80,15 @@ def test_actors_pipelines_and_scripts(make_executor, tmp_path):
         assert " done" in script._repr_html_()
 
 
+def test_other_settings_and_processes_forked_for_each_call():
+    with shmexec.Executor(2) as executor:
+        shown = repr(executor.options(timeout=5, priority=1))
+        assert shown.startswith(f"<{executor!r} with timeout=5")
+        assert shown.endswith("retries=0, priority=1, worker=None>")
+    with shmexec.ForkPerCallExecutor(3) as executor:
+        assert repr(executor) == "<shmexec.ForkPerCallExecutor: 3 processes at most>"
+
+
 def test_without_processes():
     with shmexec.Executor(in_process=True) as executor:
         executor.submit(os.getpid).result()
@@ -92,3 +102,13 @@ def test_calls_that_run_apart(make_executor):
     executor = make_executor(1, fallback="process-per-call")
     executor.submit(calls.add, 1, 1).result()
     assert "1 done" in executor._repr_html_()
+
+
+@pytest.mark.one_kind
+def test_progress_without_tqdm_names_the_extra(make_executor, monkeypatch):
+    executor = make_executor(1)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match=r"shmexec\[progress\]"):
+        list(executor.map(abs, [-1], progress=True))
+    with pytest.raises(ImportError, match=r"shmexec\[progress\]"):
+        executor.map_batches(abs, np.ones(3), progress=True)
