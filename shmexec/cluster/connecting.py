@@ -54,8 +54,9 @@ def _client(cluster: Any, timeout: float) -> Client:
 
 
 def _wait_for_nodes(client: Client, deadline: Deadline) -> None:
-    if client.asynchronous:
-        msg = "the client is asynchronous: make one with Client(address)"
+    if client.asynchronous or client.status != "running":
+        how = "asynchronous" if client.asynchronous else client.status
+        msg = f"the client is {how}: make one with distributed.Client(address)"
         raise ClusterError(msg)
     try:
         client.wait_for_workers(1, timeout=max(0.1, deadline.remaining() or 0.1))

@@ -20,6 +20,7 @@ from shmexec.cluster.connecting import can_reach, connect
 from shmexec.cluster.figures import ClusterStats, NodeStats
 from shmexec.cluster.inputs import Inputs
 from shmexec.cluster.packing import PackedCall
+from shmexec.cluster.watching import Watch
 from shmexec.options import (
     WORKERS_AT_MOST,
     CallOptions,
@@ -30,9 +31,8 @@ from shmexec.options import (
 )
 
 if TYPE_CHECKING:
-    from distributed.deploy.spec import SpecCluster
-
     from shmexec.actors import Actor
+    from shmexec.cluster.local import LocalCluster
     from shmexec.pipelines import Pipeline
 
 T = TypeVar("T")
@@ -124,6 +124,8 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
     If a node is lost its calls run again on others, and what was lost is made, or sent,
     again. Each instance of an actor is on some node, and is lost with it: its calls fail
     with :class:`shmexec.WorkerDied`. What its methods return comes here at once.
+    If this program dies, the nodes' pools end. Shut it down, or use ``with``: at a
+    program's end, calls that still run are dropped otherwise.
 
     Args:
         cluster: Address of the scheduler, a ``distributed.Client``, or a cluster of
@@ -141,7 +143,9 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         threads_per_worker: BLAS and OpenMP threads in each worker of a node. Default: the
             node's CPUs divided by its workers.
         max_shared_memory: Bytes, or a text, of shared memory on each node for arguments
-            and results of its pool. Default: half of what is free there.
+            and results of its pool, also those that Dask keeps there. Default: 3/4 of the
+            node's memory limit (Dask moves results to its disk before that is reached),
+            or half of what is free there if it has none.
         worker_env: Environment variables for the workers.
 
     Raises:
@@ -185,11 +189,12 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
             msg = "connect_timeout and keep_inputs cannot be None"
             raise TypeError(msg)
         self._client, own = connect(cluster, seconds)
-        self._cluster: SpecCluster | None = None
+        self._cluster: LocalCluster | None = None
         name = f"shmexec-{uuid.uuid4().hex[:12]}"
         direct = can_reach(self._client) if own else None
         if direct:
             self._client.direct_to_workers = True
+        self._client.register_plugin(Watch(name, self._client.id), name=name)
         self._client.register_plugin(node.Node(name, settings), name=name)
         self._calls = Calls(self._client, name, Inputs(self._client, keep, direct))
         self._pool: Any = self._calls
@@ -197,7 +202,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         self._ending = threading.Lock()
         self._ended = False
         self._own = own
-        self._finalizer = weakref.finalize(self, _abandon, self._client, name, own=own)
+        self._finalizer = weakref.finalize(self, _abandon, self._calls, own=own)
 
     @classmethod
     def local(
@@ -211,14 +216,14 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
                 by nodes.
             **settings: As of the class.
         """
-        from shmexec.cluster.local import local_cluster
+        from shmexec.cluster.local import LocalCluster
 
         number = positive_int("nodes", nodes, 200)
         if threads is None:
             threads = max(1, cpu_count() // number)
-        cluster = local_cluster(number, positive_int("threads", threads))
+        cluster = LocalCluster(number, positive_int("threads", threads))
         try:
-            made = cls(cluster, **{"connect_timeout": 60.0, **settings})
+            made = cls(cluster.cluster, **{"connect_timeout": 60.0, **settings})
             made._client.wait_for_workers(number, timeout=60)
         except BaseException:
             cluster.close()
@@ -341,7 +346,8 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
                 actor.close()
             self._calls.finish(fetch=self._own)
             self._ended = True
-            self._finalizer()
+            self._finalizer.detach()
+            _leave(self._client, self._calls.name, own=self._own)
             if self._cluster is not None:
                 self._cluster.close()
 
@@ -360,9 +366,26 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         raise TypeError(msg)
 
 
-def _abandon(client: Client, name: str, *, own: bool) -> None:
+def _abandon(calls: Calls, *, own: bool) -> None:
+    """The executor was garbage-collected, or the program ends."""
+    if threading.main_thread().is_alive():
+        # A finalizer waits for nobody; calls that were submitted still run.
+        end = threading.Thread(target=_finish, args=(calls, own))
+        end.start()
+    else:
+        _leave(calls.client, calls.name, own=own)
+
+
+def _finish(calls: Calls, own: bool) -> None:
+    calls.close(cancel=False)
+    calls.finish(fetch=own)
+    _leave(calls.client, calls.name, own=own)
+
+
+def _leave(client: Client, name: str, *, own: bool) -> None:
     """Have the nodes end their pools; the client goes if it was made here."""
     with contextlib.suppress(Exception):  # the scheduler may be gone, or the loop
+        client.unregister_scheduler_plugin(name)
         client.unregister_worker_plugin(name)
     if own:
         with contextlib.suppress(Exception):

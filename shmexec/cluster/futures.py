@@ -37,6 +37,8 @@ class Future(LocalFuture[T]):
     Passed to another call of the same executor, at any depth in its arguments, it arrives
     as its result, read-only if that is large, which does not come here on its way.
 
+    Callbacks are called when the value is here, so that ``asyncio`` never waits for it.
+
     It cannot tell whether a call has begun: ``running()`` is false until it is done, and
     ``cancel()`` of one that runs lets it run, and drops what comes of it.
     ``cancel(running=True)`` stops it.

@@ -16,33 +16,45 @@ from distributed.deploy.spec import SpecCluster
 from distributed.deploy.subprocess import SubprocessWorker
 
 
-def local_cluster(nodes: int, threads: int) -> SpecCluster:
-    """Start a scheduler and so many nodes, at 127.0.0.1, 127.0.0.2 and so on.
+class LocalCluster:
+    """A scheduler and nodes, at 127.0.0.1, 127.0.0.2 and so on.
 
     Args:
         nodes: How many.
         threads: Of each; its pool has as many workers.
     """
-    workers: dict[int, Any] = {
-        index: {
-            "cls": SubprocessWorker,
+
+    def __init__(self, nodes: int, threads: int) -> None:
+        # What Dask moves to disk, and its lock files.
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="shmexec-cluster-", ignore_cleanup_errors=True
+        )
+        workers = {index: self._node(index, threads) for index in range(nodes)}
+        scheduler = {
+            "cls": Scheduler,
             "options": {
-                "worker_class": "distributed.Worker",
-                "worker_kwargs": {
-                    "host": f"127.0.0.{index % 254 + 1}",
-                    "nthreads": threads,
-                    "local_directory": tempfile.gettempdir(),
-                    "dashboard": False,
-                    "silence_logs": "CRITICAL",
-                },
+                "host": "127.0.0.1",
+                "port": 0,
+                "dashboard": False,
+                "dashboard_address": "127.0.0.1:0",
             },
         }
-        for index in range(nodes)
-    }
-    scheduler = {
-        "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard": False},
-    }
-    return SpecCluster(
-        workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL
-    )
+        self.cluster = SpecCluster(
+            workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL
+        )
+
+    def _node(self, index: int, threads: int) -> dict[str, Any]:
+        settings = {
+            "host": f"127.0.0.{index % 254 + 1}",
+            "nthreads": threads,
+            "local_directory": self._folder.name,
+            "dashboard": False,
+            "silence_logs": "CRITICAL",
+        }
+        options = {"worker_class": "distributed.Worker", "worker_kwargs": settings}
+        return {"cls": SubprocessWorker, "options": options}
+
+    def close(self) -> None:
+        """End all of it; nodes are killed."""
+        self.cluster.close()
+        self._folder.cleanup()

@@ -31,6 +31,9 @@ from shmexec.wire.objects import Shared
 from shmexec.worker import remote
 from shmexec.worker.remote import Sealed
 
+_OF_LIMIT = 0.75
+"""Of the memory limit that Dask has for a node, what its pool may share."""
+
 
 class Node(WorkerPlugin):  # type: ignore[misc]  # Dask's classes are not looked at
     """One executor's pool on one node.
@@ -49,10 +52,12 @@ class Node(WorkerPlugin):  # type: ignore[misc]  # Dask's classes are not looked
         """Called when the node joins."""
         self._threads = worker.state.nthreads
         self._address = worker.address
-        # Guards the next two; held while the pool is made, which waits for nobody.
+        self._budget = _budget(worker)
+        # Guards the next three; held while the pool is made, which waits for nobody.
         self._lock = threading.Lock()
         self._executor: Executor | None = None
         self._closed = False
+        self._streams = 0
         self.running: dict[str, Future[Any]] = {}
 
     async def teardown(self, worker: Worker) -> None:
@@ -73,6 +78,8 @@ class Node(WorkerPlugin):  # type: ignore[misc]  # Dask's classes are not looked
                 raise RuntimeError(msg)
             if self._executor is None:
                 settings = {"max_workers": self._threads, **self._settings}
+                if settings["max_shared_memory"] is None:
+                    settings["max_shared_memory"] = self._budget
                 self._executor = Executor(**settings)
             return self._executor
 
@@ -82,6 +89,17 @@ class Node(WorkerPlugin):  # type: ignore[misc]  # Dask's classes are not looked
             executor = self._executor
         figures = None if executor is None else executor.stats()
         return os.getpid(), self._threads, figures
+
+    def count_stream(self, change: int) -> None:
+        """A stream was opened, or has ended: it has a worker beside those of calls.
+
+        Dask does not know that it runs, and sends as many calls as ever.
+        """
+        executor = self.executor() if change > 0 else self._executor
+        with self._lock:
+            self._streams += change
+            if executor is not None and not self._closed:
+                executor.resize(self._threads + self._streams)
 
     def view(self, options: CallOptions) -> OptionsView:
         """The pool with the settings of a call."""
@@ -105,6 +123,15 @@ class Node(WorkerPlugin):  # type: ignore[misc]  # Dask's classes are not looked
         future = self.running.get(key)
         if future is not None:
             future.cancel(running=True)
+
+
+def _budget(worker: Worker) -> int | None:
+    """Shared memory for a node's pool: more than Dask lets results take.
+
+    From 0.6 of its limit on, as Dask's default is, it moves them to its disk.
+    """
+    limit = worker.memory_manager.memory_limit
+    return int(_OF_LIMIT * limit) if limit else None
 
 
 def cargo_of(sealed: remote.Sealed) -> Cargo:
@@ -213,8 +240,12 @@ class NodeStream:
         call: Cargo | None,
         parts: Sequence[Cargo],
     ) -> None:
+        self._counted = False
         data, given = _given(call, parts)
-        pool = node_of(name).view(options)
+        self._node = node_of(name)
+        self._node.count_stream(1)
+        self._counted = True
+        pool = self._node.view(options)
         self._stream = pool.stream(remote.iterate, data, given, buffersize=buffersize)
 
     async def take(self, _number: int) -> Cargo | None:
@@ -223,11 +254,28 @@ class NodeStream:
         Raises:
             CallFailed: If there is an exception in its place.
         """
-        return await _next_of(self._stream)
+        try:
+            item = await _next_of(self._stream)
+        except CallFailed:
+            self._uncount()
+            raise
+        if item is None:
+            self._uncount()
+        return item
 
     async def end(self, _number: int, cancel: bool) -> None:
         """Have the generator closed; or stop it, also in the middle of a step."""
         _end(self._stream, cancel)
+        self._uncount()
+
+    def _uncount(self) -> None:
+        counted, self._counted = self._counted, False
+        if counted:
+            self._node.count_stream(-1)
+
+    def __del__(self) -> None:
+        """Whoever wanted it is gone."""
+        self._uncount()
 
 
 class NodeActor:

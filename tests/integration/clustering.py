@@ -7,6 +7,7 @@ named ``check_`` is a test; how it went is a line of JSON on stdout.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from distributed import Client
 
 import shmexec
 from shmexec.cluster import DaskExecutor
@@ -35,6 +37,15 @@ def raises(kind, fn, *args, **kwargs):
     except kind as error:
         return error
     raise AssertionError(f"no {kind.__name__}")
+
+
+def failure(fn, *args):
+    """The exception that a call raises, None if it does not."""
+    try:
+        fn(*args)
+    except Exception as error:
+        return error
+    return None
 
 
 def until(condition):
@@ -223,6 +234,27 @@ def check_running_calls_can_be_stopped(ex):
         assert sorted(ex.map(abs, range(-4, 0))) == [1, 2, 3, 4]
 
 
+def check_an_interrupt_stops_what_was_waited_for(ex):
+    with tempfile.TemporaryDirectory() as folder:
+        flag = Path(folder, "flag")
+
+        def hang():
+            flag.touch()
+            time.sleep(LONG)
+
+        def press():
+            until(flag.exists)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        future = ex.submit(hang)
+        thread = threading.Thread(target=press)
+        thread.start()
+        raises(KeyboardInterrupt, future.result)
+        thread.join()
+        assert future.cancelled()
+        assert sorted(ex.map(abs, range(-4, 0))) == [1, 2, 3, 4]
+
+
 def check_what_waits_can_be_cancelled(ex):
     with tempfile.TemporaryDirectory() as folder:
         busy = [ex.submit(time.sleep, 0.3) for _ in range(8)]
@@ -366,6 +398,29 @@ def check_actors(ex):
     raises(shmexec.PoolBroken, broken.add(1).result)
 
 
+def check_concurrent_actors(ex):
+    class Gate:
+        def __init__(self):
+            self.event = asyncio.Event()
+
+        async def wait(self):
+            await self.event.wait()
+            return "open"
+
+        async def open(self):
+            self.event.set()
+
+        async def numbers(self):
+            yield 1
+            yield 2
+
+    with ex.actor(Gate, max_concurrency=4, replicas=1) as gate:
+        waiting = gate.wait()
+        gate.open().result()
+        assert waiting.result() == "open"
+        assert list(gate.numbers()) == [1, 2]
+
+
 def check_scripts(ex):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.py")
@@ -413,6 +468,18 @@ def check_initializers_and_clients(ex):
     assert ex.client.status == "running"
 
 
+def check_pools_end_with_their_program(ex):
+    """Its client goes without a word, as it does when a program is killed."""
+    client = Client(ex.client.scheduler.address, set_as_default=False)
+    lost = DaskExecutor(client)
+    pids = lost.broadcast(os.getpid)
+    assert not set(pids) & set(ex.broadcast(os.getpid))
+    client.close()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    error = raises(shmexec.ClusterError, DaskExecutor, client)
+    assert "closed" in str(error)
+
+
 def check_no_scheduler():
     error = raises(
         shmexec.ClusterError, DaskExecutor, "tcp://127.0.0.1:9", connect_timeout=0.3
@@ -441,6 +508,8 @@ def check_y_a_node_is_killed_in_mid_job(ex):
     states = [ex.actor(Counter, 1) for _ in range(2)]
     for each in states:
         each.add(1).result()
+    streams = [ex.stream(itertools.count, buffersize=2) for _ in range(2)]
+    assert [next(each) for each in streams] == [0, 0]
     done = []
 
     def report(rows):
@@ -460,11 +529,13 @@ def check_y_a_node_is_killed_in_mid_job(ex):
     assert [float(each.result()) for each in inputs] == [50_000.0 * i for i in range(6)]
     assert [int(each.result()[0]) for each in kept] == [*range(6)]
     assert len(ex.stats().nodes) == 1
-    # An actor's state is lost with its node.
+    # An actor's state is lost with its node, and so is a stream.
     outcomes = [type(each.add(1).exception(LONG)) for each in states]
-    assert sorted(map(str, outcomes)) == sorted(
-        map(str, [type(None), shmexec.WorkerDied])
-    )
+    assert set(outcomes) == {type(None), shmexec.WorkerDied}
+    outcomes = [type(failure(sum, itertools.islice(s, 9))) for s in streams]
+    assert set(outcomes) == {type(None), shmexec.WorkerDied}
+    for each in streams:
+        each.close()
 
 
 def check_z_the_end(ex):
