@@ -20,6 +20,7 @@ from distributed import KilledWorker
 from distributed.client import FutureCancelledError
 
 from shmexec.cluster import node
+from shmexec.cluster.connecting import reaching
 from shmexec.cluster.failing import CallFailed
 from shmexec.cluster.futures import Future
 from shmexec.cluster.inputs import Inputs
@@ -96,6 +97,7 @@ class Calls:
             return failed
         future: Future[Any] = Future(self, call, options)
         future.keep = keep
+        self._check_parts(call)
         with self._lock:
             self.submitted += 1
             # Dask forgets what nobody refers to; calls run all the same.
@@ -103,20 +105,33 @@ class Calls:
             self._alive.add(future)
         try:
             self._send(future)
+        except Exception as error:  # noqa: BLE001  (the future's)
+            self._fail(future, error)
         except BaseException:
             self._forget(future)
             raise
         return future
 
+    def _check_parts(self, call: PackedCall) -> None:
+        """Raise ValueError for a future whose result is not in reach."""
+        for part in call.parts:
+            if isinstance(part, Future) and part.calls is not self:
+                msg = "a future of another executor cannot be passed: pass its result()"
+                raise ValueError(msg)
+
     def check_open(self) -> None:
-        """Raise PoolClosed after shutdown."""
+        """Raise PoolClosed after shutdown, ClusterError without a scheduler."""
         if self._closed:
             msg = f"executor {self.name}: cannot schedule new futures after shutdown"
             raise PoolClosed(msg)
+        if self.client.status != "running":
+            msg = f"executor {self.name}: its scheduler is gone"
+            raise ClusterError(msg)
 
     def width(self) -> int:
         """How many calls may run at once: the threads of all nodes."""
-        threads: Mapping[str, int] = self.client.nthreads()
+        with reaching(self.client):
+            threads: Mapping[str, int] = self.client.nthreads()
         return max(1, sum(threads.values()))
 
     def add_feeder(self, feeder: Feeder) -> None:
@@ -188,17 +203,14 @@ class Calls:
         """Where a part is on the cluster; sends it if it is not there."""
         if not isinstance(part, Future):
             return part.remote()
-        if part.calls is not self:
-            msg = "a future of another executor cannot be passed: pass its result()"
-            raise ValueError(msg)
         if part.cancelled():
             msg = "a future that was passed to a call was cancelled"
             raise CancelledError(msg)
+        error = part.exception(0) if part.done() else None
+        if error is not None:
+            raise error
         if part.remote is None or part.remote.cancelled():
-            error = part.exception(0) if part.done() else None
-            if error is not None:
-                raise error
-            self._send_again(part)
+            self._send_again(part, part.remote)
         assert part.remote is not None
         return part.remote
 
@@ -212,10 +224,9 @@ class Calls:
             future.land()
             self._settled(future)
         elif status == "error":
-            future.settle(error_of(remote.exception(), future))
-            self._settled(future)
+            self._fail(future, error_of(remote.exception(), future))
         elif not future.cancelled() and not future.done():
-            self._help(self._recover, future)
+            self._help(self._recover, future, remote)
 
     def _settled(self, future: Future[Any]) -> None:
         with self._lock:
@@ -239,15 +250,29 @@ class Calls:
         except RuntimeError:  # after shutdown
             fn(*args)
 
-    def _recover(self, future: Future[Any]) -> None:
+    def _recover(self, future: Future[Any], lost: DaskFuture[Any]) -> None:
         """The cluster has forgotten a call: its inputs were lost with a node."""
         try:
-            self._send_again(future)
-        except BaseException as error:  # noqa: BLE001  (the future's)
-            future.settle(error)
-            self._settled(future)
+            self._send_again(future, lost)
+        except Exception as error:  # noqa: BLE001  (the future's)
+            self._fail(future, error)
 
-    def _send_again(self, future: Future[Any]) -> None:
+    def _fail(self, future: Future[Any], error: BaseException) -> None:
+        future.settle(error)
+        self._settled(future)
+
+    def _send_again(self, future: Future[Any], lost: DaskFuture[Any] | None) -> None:
+        """Send a call that is lost there, unless another thread has done so."""
+        # Calls hold those of what they are given, and these hold none of theirs.
+        with future.sending:
+            if future.is_at(lost):
+                self._check_hope(future)
+                with self._lock:
+                    self.sent_again += 1
+                self._send(future)
+
+    def _check_hope(self, future: Future[Any]) -> None:
+        """Raise if a call is not to be sent again."""
         if self.client.status != "running":
             msg = f"the scheduler of {self.name} is gone: its calls are lost"
             raise ClusterError(msg)
@@ -258,9 +283,6 @@ class Calls:
                 "that had its input"
             )
             raise WorkerDied(msg)
-        with self._lock:
-            self.sent_again += 1
-        self._send(future)
 
     def fetch(self, future: Future[Any], deadline: Deadline) -> tuple[Any, Failed]:
         """The value of a call that has ended, or the exception if it was run again.
@@ -277,7 +299,7 @@ class Calls:
                 raise
             except FutureCancelledError:
                 try:
-                    self._send_again(future)
+                    self._send_again(future, remote)
                 except Exception as error:  # noqa: BLE001  (the future's)
                     return None, error
             except Exception as error:  # noqa: BLE001  (the future's)

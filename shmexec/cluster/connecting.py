@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -15,6 +16,19 @@ from shmexec.errors import ClusterError
 
 REACH_SECONDS = 2.0
 """How long it is tried whether a node can be reached from here."""
+
+
+@contextlib.contextmanager
+def reaching(client: Client) -> Iterator[None]:
+    """Raise ClusterError if the scheduler cannot be reached meanwhile."""
+    try:
+        if client.status != "running":
+            msg = f"the client is {client.status}"
+            raise OSError(msg)
+        yield
+    except (OSError, TimeoutError) as error:
+        msg = f"the scheduler cannot be reached any more: {error}"
+        raise ClusterError(msg) from error
 
 
 def connect(cluster: Any, timeout: float) -> tuple[Client, bool]:

@@ -16,7 +16,7 @@ from distributed import Client
 from shmexec.calling import Calling
 from shmexec.cluster import node
 from shmexec.cluster.calls import Calls, error_of
-from shmexec.cluster.connecting import can_reach, connect
+from shmexec.cluster.connecting import can_reach, connect, reaching
 from shmexec.cluster.figures import ClusterStats, NodeStats
 from shmexec.cluster.inputs import Inputs
 from shmexec.cluster.packing import PackedCall
@@ -189,6 +189,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
             msg = "connect_timeout and keep_inputs cannot be None"
             raise TypeError(msg)
         self._client, own = connect(cluster, seconds)
+        self._at = str(self._client.scheduler.address)
         self._cluster: LocalCluster | None = None
         name = f"shmexec-{uuid.uuid4().hex[:12]}"
         direct = can_reach(self._client) if own else None
@@ -278,6 +279,8 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         calls.check_open()
         call = PackedCall(calls.inputs, fn, args, kwargs)
         parts = calls.remote_parts(call)
+        with reaching(self._client):
+            nodes = list(self._client.nthreads())
         futures = [
             self._client.submit(
                 node.run_everywhere,
@@ -288,7 +291,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
                 workers=[address],
                 pure=False,
             )
-            for address in self._client.nthreads()
+            for address in nodes
         ]
         try:
             came = self._client.gather(futures)
@@ -297,9 +300,14 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         return [cargo.open() for cargos in came for cargo in cargos]
 
     def stats(self) -> ClusterStats:
-        """Figures about nodes, calls and inputs at this moment."""
+        """Figures about nodes, calls and inputs at this moment.
+
+        Raises:
+            ClusterError: If the scheduler is gone.
+        """
         calls, inputs = self._calls, self._calls.inputs
-        found = self._client.run(node.stats_of, calls.name, on_error="ignore")
+        with reaching(self._client):
+            found = self._client.run(node.stats_of, calls.name, on_error="ignore")
         nodes = [NodeStats(address, *each) for address, each in sorted(found.items())]
         return ClusterStats(
             nodes=tuple(nodes),
@@ -353,13 +361,8 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         calls = self._calls
-        if self._ended:
-            return f"<shmexec.cluster.DaskExecutor {calls.name!r}: closed>"
-        return (
-            f"<shmexec.cluster.DaskExecutor {calls.name!r} at "
-            f"{self._client.scheduler.address}: {len(self._client.nthreads())} nodes, "
-            f"{calls.pending()} calls pending>"
-        )
+        state = "closed" if self._ended else f"{calls.pending()} calls pending"
+        return f"<shmexec.cluster.DaskExecutor {calls.name!r} at {self._at}: {state}>"
 
     def __reduce__(self) -> NoReturn:
         msg = "a DaskExecutor cannot be pickled: calls cannot submit to where they run"

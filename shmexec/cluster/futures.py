@@ -53,6 +53,8 @@ class Future(LocalFuture[T]):
         self.call_options = options
         self.remote: DaskFuture[Any] | None = None
         self.times_sent = 0
+        # Held while it is sent again; who finds it lost, too, waits for that.
+        self.sending = threading.Lock()
         self.fetched = False
         # Held by the thread that gets the value. Others wait for it; the cluster's
         # answer, or the loss of the scheduler, ends that.
@@ -78,7 +80,7 @@ class Future(LocalFuture[T]):
             if self._made is not None:
                 self._made.notify_all()
 
-    def is_at(self, remote: DaskFuture[Any]) -> bool:
+    def is_at(self, remote: DaskFuture[Any] | None) -> bool:
         """Whether this is where it was sent to last; for the executor only."""
         return self.remote is remote
 
@@ -133,7 +135,6 @@ class Future(LocalFuture[T]):
                 self.keep(value)
             self._result = value
             self.fetched = True
-            self.call = None  # what it was given may go
         finally:
             self._fetching.release()
 

@@ -1,8 +1,8 @@
 """Large inputs: sent to the cluster once, known by their content, sent again if lost.
 
 What a call is given must not change after ``submit``, and must not be lost with a node. So
-there is a copy of it here for as long as the result of a call that needs it was not
-fetched; none of what cannot change. When no call needs an input any more it stays on the
+there is a copy of it here for as long as the future of a call lives that needs it; none of
+what cannot change. When no call needs an input any more it stays on the
 cluster for later ones, up to ``keep`` bytes of them; then it goes there, too.
 """
 

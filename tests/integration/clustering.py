@@ -27,7 +27,7 @@ import shmexec
 from shmexec.cluster import DaskExecutor
 
 LONG = 30.0
-ROWS = 400_000
+ROWS = 160_000
 
 
 def raises(kind, fn, *args, **kwargs):
@@ -182,6 +182,13 @@ def check_errors_are_the_calls_own(ex):
     assert isinstance(future.exception(), KeyError)
     # What is given such a future fails likewise.
     raises(KeyError, ex.submit(len, [future]).result)
+    unsent = ex.submit(len, threading.Lock())
+    raises(shmexec.SerializationError, ex.submit(len, [unsent]).result)
+    busy = [ex.submit(time.sleep, 0.1) for _ in range(4)]
+    unwanted = ex.submit(abs, -1)
+    assert unwanted.cancel()
+    raises(CancelledError, ex.submit(len, [unwanted]).result)
+    wait(busy)
 
     def odd():
         raise Odd(1, 2)
@@ -213,7 +220,7 @@ def check_timeouts(ex):
     future = ex.options(timeout=0.2).submit(time.sleep, LONG)
     error = raises(shmexec.CallTimeout, future.result)
     assert error.seconds == 0.2
-    raises(TimeoutError, ex.submit(time.sleep, 0.5).result, 0.01)
+    raises(TimeoutError, ex.submit(time.sleep, 0.2).result, 0.01)
 
 
 def check_running_calls_can_be_stopped(ex):
@@ -257,7 +264,7 @@ def check_an_interrupt_stops_what_was_waited_for(ex):
 
 def check_what_waits_can_be_cancelled(ex):
     with tempfile.TemporaryDirectory() as folder:
-        busy = [ex.submit(time.sleep, 0.3) for _ in range(8)]
+        busy = [ex.submit(time.sleep, 0.1) for _ in range(8)]
         waiting = [ex.submit(Path(folder, "ran").touch) for _ in range(2)]
         assert [each.cancel() for each in waiting] == [True, True]
         wait(busy, LONG)
@@ -303,7 +310,7 @@ def check_map_batches(ex):
 def check_waiting_as_the_standard_library_does(ex):
     futures = [ex.submit(time.sleep, 0.01 * i) for i in range(4)]
     assert len(list(as_completed(futures, LONG))) == 4
-    slow, quick = ex.submit(time.sleep, 1), ex.submit(abs, -1)
+    slow, quick = ex.submit(time.sleep, 0.4), ex.submit(abs, -1)
     assert quick in wait([slow, quick], LONG, FIRST_COMPLETED).done
     told = threading.Event()
     values = []
