@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SEND_FROM = 256 * 1024
 """Bytes from which something is sent by itself; less goes along with the call."""
 
+SENDS_AT_MOST = 4
+"""How often sending is tried: as often as Dask has a call run whose node is lost."""
+
 
 class Sent:
     """One input on the cluster.
@@ -72,15 +75,25 @@ class Sent:
         """
         with self._sending:
             if self._remote is None or self._remote.cancelled():
-                # Under another name than before: a lost one may still be spoken of.
-                self._times += 1
-                key = f"shmexec-input-{self._name}-{self._times}"
-                sent = self._client.scatter(
-                    {key: cargo}, direct=self._direct, hash=False
-                )
-                self._remote = sent[key]
+                self._remote = self._send(cargo)
                 count(self.nbytes)
             return self._remote
+
+    def _send(self, cargo: Cargo) -> DaskFuture[Any]:
+        """Send it to a node; to the next one if that is lost on the way."""
+        attempts = 0
+        while True:
+            # Under another name than before: a lost one may still be spoken of.
+            self._times += 1
+            attempts += 1
+            key = f"shmexec-input-{self._name}-{self._times}"
+            try:
+                return self._client.scatter(
+                    {key: cargo}, direct=self._direct, hash=False
+                )[key]
+            except OSError:  # Dask's errors of connections are such
+                if attempts == SENDS_AT_MOST:
+                    raise
 
 
 class Inputs:
