@@ -1,0 +1,109 @@
+"""The notebooks as they are committed, and what their runner would not let pass."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+
+from nbformat import v4  # noqa: E402
+
+from tests import notebooks  # noqa: E402
+
+PATHS = sorted(notebooks.FOLDER.glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_a_notebook_has_outputs_fit_to_be_seen(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert list(notebooks.complaints(notebook)) == []
+
+
+def test_there_are_notebooks():
+    assert PATHS[0].name == "01-quickstart.ipynb"
+
+
+def made(*outputs, metadata=notebooks.FORMAT, count=1):
+    """A notebook of one cell with these outputs."""
+    cell = v4.new_code_cell("1", execution_count=count, outputs=list(outputs))
+    return v4.new_notebook(cells=[cell], metadata=metadata)
+
+
+def printed(text):
+    return v4.new_output("stream", text=text)
+
+
+def test_what_is_well_is_let_pass():
+    result = v4.new_output("execute_result", data={"text/plain": "array of /shape/"})
+    bar = printed("100%|██████████| 9/9 [00:01<00:00, 7.1row/s] 1.5 MB/s, and/or\n")
+    assert list(notebooks.complaints(made(result, bar), {"myhost"})) == []
+
+
+@pytest.mark.parametrize(
+    ("notebook", "told"),
+    [
+        (made(), "no cell has an output"),
+        (made(printed("1"), count=2), "code cell 1 was not run in its turn"),
+        (made(printed("1"), count=None), "code cell 1 was not run"),
+        (
+            made(v4.new_output("error", ename="OSError", evalue="x")),
+            "raised OSError: x",
+        ),
+        (made(printed("in /home/me/x.py now")), "shows '/home/me/x.py'"),
+        (made(printed("at 23:59:01")), "shows '23:59:01'"),
+        (made(printed("it is \x1b[31mmyhost\x1b[0m")), "shows 'myhost'"),
+        (
+            made(v4.new_output("display_data", data={"text/html": "<b>/tmp/x</b>"})),
+            "shows '/tmp/x</b>'",
+        ),
+        (made(printed("1"), metadata={"kernel": "3.11"}), "not clean"),
+    ],
+)
+def test_what_does_not_belong_into_a_repository_is_told(notebook, told):
+    (complaint,) = notebooks.complaints(notebook, {"myhost"})
+    assert told in complaint
+
+
+def test_of_widgets_stays_what_they_showed_at_last():
+    widgets = {
+        "box": {"children": ["IPY_MODEL_left", "IPY_MODEL_bar", "IPY_MODEL_right"]},
+        "left": {"value": "100%"},
+        "bar": {"value": 30, "max": 40},
+        "right": {"value": " 30/40 [00:01&lt;00:00]"},
+    }
+    view = {"model_id": "box", "version_major": 2}
+    data = {notebooks._VIEW: view, "text/plain": "  0%|"}
+    notebook = made(v4.new_output("display_data", data=data))
+    notebooks._write_out_widgets(notebook, widgets)
+    shown = "100%|███████████████     | 30/40 [00:01<00:00]"
+    assert notebook.cells[0].outputs[0].data == {"text/plain": shown}
+
+
+@pytest.mark.stress
+def test_a_notebook_runs_in_a_copy_and_is_saved_only_if_all_is_well(tmp_path):
+    good, bad = tmp_path / "01.ipynb", tmp_path / "02.ipynb"
+    cells = ["open('left', 'w').close()", "import os; sorted(os.listdir())"]
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(each) for each in cells])
+    nbformat.write(notebook, good)
+    notebook.cells[0].source = "raise ValueError('on purpose')"
+    nbformat.write(notebook, bad)
+    before = bad.read_bytes()
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.notebooks", "--folder", tmp_path, "--save"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    told = done.stdout.partition("02.ipynb")
+    assert "ValueError: on purpose" in told[2]
+    assert len(told[0].splitlines()) == 1  # nothing is wrong with the first
+    saved = nbformat.read(good, as_version=4)
+    assert saved.cells[1].outputs[0].data["text/plain"] == "['01.ipynb', 'left']"
+    assert bad.read_bytes() == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == [good.name, bad.name]
