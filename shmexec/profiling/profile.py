@@ -74,6 +74,7 @@ class Profile:
         self._start: float | None = None
         self._end: float | None = None
         self._pools: dict[str, PoolFacts] = {}
+        self._over = False
         self._table: Table | None = None
 
     # -- recording ---------------------------------------------------------------------
@@ -115,6 +116,7 @@ class Profile:
             owner._tapes.remove(self._tape)  # noqa: SLF001
         for pool in owner._pools():  # noqa: SLF001
             pool.stop_recording(self._tape)
+        self._over = True
 
     def _look(self, owner: _Owner) -> None:
         """Note which pools there are, and their workers."""
@@ -148,12 +150,11 @@ class Profile:
         """The calls as columns, for who computes with them: NumPy arrays."""
         if self._table is not None:
             return self._table
-        over = self._end is not None and self._owner is None
+        over = self._over  # before the tape is read: nothing comes after that
         options = self._options
-        stats_of = tuple(self._pools.values())
         facts = Facts(
             self.seconds,
-            stats_of,
+            tuple(self._pools.values()),
             options.threads_per_worker,
             cpu_count(),
             _is_native(options),

@@ -23,6 +23,7 @@ from shmexec.runtime.surroundings import around_calls
 from shmexec.runtime.tape import Outcome, Tape, Who, here
 from shmexec.wire.objects import with_values
 from shmexec.worker import loop
+from shmexec.worker.actor import Instance
 from shmexec.worker.loop import awaited
 from shmexec.worker.notes import note_read_only
 from shmexec.worker.steps import Steps
@@ -112,7 +113,7 @@ class InlinePool:
         future: Future[Any] = Future()
         future.keep = keep
         future.set_running_or_notify_cancel()
-        name, started = name_of(fn, args), now()
+        name, started = self._name_of(fn, args), now()
         try:
             fn, args, kwargs = with_values((fn, args, kwargs))
             run = self._surround(fn)
@@ -125,6 +126,13 @@ class InlinePool:
         if self._tapes:
             self._record(name, started, future.exception())
         return future
+
+    @staticmethod
+    def _name_of(fn: Callable[..., Any], args: tuple[Any, ...]) -> str:
+        """The user's word for a call; that of an actor is known by its method."""
+        if getattr(fn, "__func__", None) is Instance.call:
+            return str(args[0])
+        return name_of(fn, args)
 
     def _record(self, name: str, started: float, error: BaseException | None) -> None:
         outcome = Outcome.DONE if error is None else Outcome.FAILED

@@ -326,7 +326,14 @@ def mapped(executor):
     assert list(executor.map(calls.same, range(6), chunksize=2)) == list(range(6))
 
 
-WAYS = [one, several, cancelled, streamed, mapped]
+def profiled(executor):
+    with executor.profile() as profile:
+        several(executor)
+        executor.submit(calls.fail, ValueError("x")).exception()
+    assert len(profile) >= 6  # some of those from before may be among them
+
+
+WAYS = [one, several, cancelled, streamed, mapped, profiled]
 
 
 def strike_at(executor, way, places):

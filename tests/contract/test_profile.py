@@ -235,12 +235,15 @@ def test_in_process():
         with executor.profile() as profile:
             executor.submit(calls.same, 1).result()
             executor.submit(calls.fail, KeyError("x")).exception()
+            with executor.actor(models.Counter) as node:
+                node.add().result()
         executor.submit(calls.same, 1).result()
-    done, failed = profile.calls
+    done, failed, *of_actor = profile.calls
     assert (done.outcome, done.pid, done.worker) == ("done", os.getpid(), 0)
     assert (failed.outcome, failed.error) == ("failed", "KeyError")
     assert in_order(done)
-    assert "2 calls" in str(profile.summary())
+    assert "add" in [call.name for call in of_actor]
+    assert f"{len(profile)} calls" in str(profile.summary())
 
 
 # -- profiles themselves -------------------------------------------------------------------
