@@ -31,8 +31,6 @@ __all__ = ["Profile"]
 class _Pool(Protocol):
     def start_recording(self, tape: Tape) -> None: ...
 
-    def stop_recording(self, tape: Tape) -> None: ...
-
     def stats(self) -> Stats: ...
 
 
@@ -114,8 +112,7 @@ class Profile:
         self._look(owner)
         if self._tape in owner._tapes:  # noqa: SLF001
             owner._tapes.remove(self._tape)  # noqa: SLF001
-        for pool in owner._pools():  # noqa: SLF001
-            pool.stop_recording(self._tape)
+        self._tape.stop()
         self._over = True
 
     def _look(self, owner: _Owner) -> None:
@@ -143,6 +140,7 @@ class Profile:
 
     def __len__(self) -> int:
         """Calls that were recorded, also those that are not kept any more."""
+        self._tape.flush()
         return self._tape.count
 
     @property
@@ -150,6 +148,7 @@ class Profile:
         """The calls as columns, for who computes with them: NumPy arrays."""
         if self._table is not None:
             return self._table
+        self._tape.flush()
         over = self._over  # before the tape is read: nothing comes after that
         options = self._options
         facts = Facts(

@@ -143,8 +143,11 @@ class InlinePool:
 
     def start_recording(self, tape: Tape) -> None:
         """Note calls on a tape; harmless if they are already."""
-        if tape not in self._tapes:
+        if tape.adopt(self):
             self._tapes = (*self._tapes, tape)
+
+    def flush_recording(self) -> None:
+        """They are on it at once."""
 
     def stop_recording(self, tape: Tape) -> None:
         """Note them there no more; harmless if they are not."""

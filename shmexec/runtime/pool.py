@@ -24,7 +24,7 @@ from shmexec.runtime.backend import Feeder
 from shmexec.runtime.calls import PackedCall, name_of, pack
 from shmexec.runtime.cells import attend, is_kernel
 from shmexec.runtime.futures import Future
-from shmexec.runtime.recording import start, stop
+from shmexec.runtime.recording import LARGE, start, stop
 from shmexec.runtime.streams import Stream
 from shmexec.runtime.surroundings import around_calls
 from shmexec.runtime.tape import Tape
@@ -85,7 +85,9 @@ class Pool(Attended):
             failed.set_exception(error)
             return failed
         if recorder is not None:
-            recorder.note_packing(call, started, args, kwargs)
+            call.packing = now() - started
+            if call.copied >= LARGE:
+                recorder.note_arguments(call, args, kwargs)
         if keep is not None:
             call.future.keep = keep
         return self.enter(call, options, worker)
@@ -165,7 +167,9 @@ class Pool(Attended):
         started = 0.0 if recorder is None else now()
         call = pack(fn, args, kwargs, self.room, around=around)
         if recorder is not None:
-            recorder.note_packing(call, started, args, kwargs)
+            call.packing = now() - started
+            if call.copied >= LARGE:
+                recorder.note_arguments(call, args, kwargs)
         call.credit = buffersize
         if self._in_cells:
             call.context = copy_context()
@@ -377,11 +381,18 @@ class Pool(Attended):
 
     def start_recording(self, tape: Tape) -> None:
         """Have what becomes of calls noted on a tape; harmless if it is already."""
+        if tape.adopt(self):
+            with self._lock, self._whole:
+                start(self._tables, tape)
+
+    def flush_recording(self) -> None:
+        """Have on the tapes all calls that are finished."""
         with self._lock, self._whole:
-            start(self._tables, tape)
+            if self._tables.recorder is not None:
+                self._tables.recorder.flush()
 
     def stop_recording(self, tape: Tape) -> None:
-        """Note how far calls are that are not done, and no more; harmless if it is not."""
+        """Note how far calls are that are not done, and no more."""
         with self._lock, self._whole:
             stop(self._tables, tape)
 

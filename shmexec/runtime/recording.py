@@ -5,22 +5,22 @@ it has. Else the scheduler tells of each call that is finished, by which time it
 reply was seen: of that comes when the call began there, by the clock that all processes
 share (``CLOCK_MONOTONIC``), and what was copied.
 
-The caller holds the pool's lock, but for :meth:`Recorder.note_packing` and
+The caller holds the pool's lock, but for :meth:`Recorder.note_arguments` and
 :meth:`Recorder.note_refused`, which are called by whoever submits.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shmexec.deadline import now
 from shmexec.runtime.calls import PackedCall, error_name
 from shmexec.runtime.tables import Tables
-from shmexec.runtime.tape import NEVER, Outcome, Tape, Who, unsent
+from shmexec.runtime.tape import NEVER, Outcome, Row, Tape, Who, unsent
 from shmexec.runtime.workers import WorkerHandle
 from shmexec.scheduler.entities import STOP, Call
 from shmexec.scheduler.records import CallState
@@ -28,6 +28,9 @@ from shmexec.wire.messages import Kind, MalformedMessage, Message, decode_counts
 
 LARGE = 1 << 20
 """Bytes of the smallest array that is known again."""
+
+AT_A_TIME = 64
+"""Calls that go to the tapes together: for many it takes a fraction of the time each."""
 
 WORKERS_AT_MOST = 4096
 """Workers that are remembered."""
@@ -44,17 +47,21 @@ _WHY = {
 }
 
 
-class _Came:
-    """What came of a call that is about to be finished, or of a stream so far."""
+class _Facts(NamedTuple):
+    """What is known of a call beside what the scheduler knows."""
 
-    __slots__ = ("began", "call", "copied", "error", "passed", "placing")
+    began: float
+    placing: float
+    error: str
+    packing: float
+    copied_in: int
+    passed_in: int
+    again: int
+    copied_out: int
+    passed_out: int
 
-    def __init__(self, call: PackedCall | None, began: float) -> None:
-        self.call = call
-        self.began = began
-        self.copied = self.passed = 0
-        self.placing = 0.0
-        self.error = ""
+
+_Entry = tuple[Call, _Facts, Outcome, str]
 
 
 class Recorder:
@@ -68,23 +75,17 @@ class Recorder:
         self._tables = tables
         self._name = tables.options.name
         self.tapes: tuple[Tape, ...] = ()
-        self._came: dict[int, _Came] = {}
+        self._facts: dict[int, _Facts] = {}  # of calls that are about to be finished
+        self._ended: deque[_Entry] = deque()  # not on the tapes yet
         self._workers: dict[int, Who] = {}
         self._places: OrderedDict[tuple[int, int], None] = OrderedDict()
 
     # -- on their way in ---------------------------------------------------------------
 
-    def note_packing(
-        self,
-        call: PackedCall,
-        started: float,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+    def note_arguments(
+        self, call: PackedCall, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """A call was pickled and copied, and is about to be submitted."""
-        call.packing = now() - started
-        if call.copied < LARGE:
-            return
+        """A call with much to copy is about to be submitted: see if it was known."""
         again = 0
         for value in (*args, *kwargs.values()):
             if isinstance(value, np.ndarray) and value.nbytes >= LARGE:
@@ -108,6 +109,9 @@ class Recorder:
             tape.add(row, name, "SerializationError")
 
     # -- on their way out --------------------------------------------------------------
+    #
+    # Between a worker's reply and its next call no more is done than must be: what the
+    # processor has forgotten since the last time takes ten times as long.
 
     def note_reply(
         self,
@@ -117,18 +121,20 @@ class Recorder:
         views: tuple[Any, ...],
     ) -> None:
         """A worker replied, or sent an item; its figures are still those of before."""
-        came = self._came.get(message.request)
-        if came is None:
-            came = self._came[message.request] = _Came(call, message.began)
-        came.began = came.began or message.began
+        facts = _facts(call, message.began)
         if message.refs:
             copied = max(0, message.number - handle.copied_out)
-            came.copied += copied
-            came.passed += max(0, sum(ref.nbytes for ref in message.refs) - copied)
-            came.placing += _placing(message.key, handle.counts.placing)
+            passed = max(0, sum(ref.nbytes for ref in message.refs) - copied)
+            placing = _placing(message.key, handle.counts.placing)
+            facts = facts._replace(
+                placing=placing, copied_out=copied, passed_out=passed
+            )
         if message.kind is Kind.ERROR:
             payload = views[-1] if message.spilled else message.payload
-            came.error = error_name(payload, views)
+            facts = facts._replace(error=error_name(payload, views))
+        if call is None or call.credit:
+            facts = _and(self._facts.get(message.request), facts)
+        self._facts[message.request] = facts
 
     def note_packed(
         self,
@@ -139,26 +145,30 @@ class Recorder:
         began: float,
     ) -> None:
         """A result came with others."""
-        came = self._came[number] = _Came(call, began)
+        facts = _facts(call, began)
         if kind is Kind.ERROR:
-            came.error = error_name(payload, ())
+            facts = facts._replace(error=error_name(payload, ()))
+        self._facts[number] = facts
 
     def note_end(self, call: Call) -> None:
         """A call is finished."""
-        came = self._came.pop(call.id, None)
-        if call.state is CallState.DONE:
-            outcome, error = Outcome.DONE, ""
-        elif call.state is CallState.CANCELLED:
-            outcome, error = Outcome.CANCELLED, ""
-        else:
-            outcome, error = self._why(call, came)
-        self._write(self.tapes, call, came, outcome, error, call.ended)
+        facts = self._facts.pop(call.id, None)
+        if facts is None:
+            facts = _facts(self._tables.calls.get(call.id))
+        outcome, error = Outcome.DONE, ""
+        if call.state is CallState.CANCELLED:
+            outcome = Outcome.CANCELLED
+        elif call.state is not CallState.DONE:
+            outcome, error = self._why(call, facts)
+        self._ended.append((call, facts, outcome, error))
+        if len(self._ended) >= AT_A_TIME:
+            self.flush()
 
-    def _why(self, call: Call, came: _Came | None) -> tuple[Outcome, str]:
+    def _why(self, call: Call, facts: _Facts) -> tuple[Outcome, str]:
         """How a call failed."""
         last = call.history[-1] if call.history else None
         if last is None or last[1] is not CallState.FAILED:
-            return Outcome.FAILED, came.error if came is not None else ""
+            return Outcome.FAILED, facts.error
         why = last[3].partition(":")[0]
         if why == "broken" and self._tables.options.fallback:
             return Outcome.APART, ""
@@ -170,12 +180,23 @@ class Recorder:
             return Outcome.CANCELLED, ""
         return Outcome.FAILED, type(outcome.error).__name__
 
+    def flush(self) -> None:
+        """Have on the tapes all that are finished."""
+        ended = self._ended
+        while ended:
+            # Taken first: after an interrupt the others are left.
+            entry = ended.popleft()
+            self._write(self.tapes, entry, entry[0].ended)
+
     def note_unfinished(self, tape: Tape) -> None:
         """What is not done goes to a tape that is about to be taken away."""
         for call in self._tables.machine.calls.values():
+            facts = self._facts.get(call.id)
+            if facts is None:
+                facts = _facts(self._tables.calls.get(call.id))
             waits = call.state is CallState.PENDING
             outcome = Outcome.PENDING if waits else Outcome.RUNNING
-            self._write((tape,), call, self._came.get(call.id), outcome, "", NEVER)
+            self._write((tape,), (call, facts, outcome, ""), NEVER)
 
     def _worker(self, number: int) -> Who:
         who = self._workers.get(number)
@@ -186,31 +207,36 @@ class Recorder:
             who = self._workers[number] = Who(self._name, number, pid)
         return who
 
-    def _write(
-        self,
-        tapes: tuple[Tape, ...],
-        call: Call,
-        came: _Came | None,
-        outcome: Outcome,
-        error: str,
-        replied: float,
-    ) -> None:
-        packed = came.call if came is not None else self._tables.calls.get(call.id)
+    def _write(self, tapes: tuple[Tape, ...], entry: _Entry, replied: float) -> None:
+        call, facts, outcome, error = entry
+        began, placing, _, packing, *nbytes = facts
         sent, worker, attempts, in_pack = _sending(call)
-        packing, arguments = 0.0, (0, 0, 0)
-        if packed is not None:
-            packing = packed.packing
-            arguments = packed.copied, packed.by_reference, packed.again
-        began, placing, results = NEVER, 0.0, (0, 0)
-        if came is not None:
-            began, placing = came.began or NEVER, came.placing
-            results = came.copied, came.passed
         who = None if worker is None else self._worker(worker)
-        times = call.born, sent, began, call.seconds, replied, packing, placing
-        # A plain tuple in the place of a `Row`: this is done for each call.
-        row = (call.id, outcome, in_pack, attempts, *times, *arguments, *results)
+        times = call.born, sent, began or NEVER, call.seconds, replied, packing, placing
+        row = Row(call.id, outcome, in_pack, attempts, *times, *nbytes)
         for tape in tapes:
             tape.add(row, call.name, error, who)
+
+
+def _facts(call: PackedCall | None, began: float = 0.0) -> _Facts:
+    """Of a call as it was submitted."""
+    if call is None:
+        return _Facts(began, 0.0, "", 0.0, 0, 0, 0, 0, 0)
+    copied, passed, again = call.copied, call.by_reference, call.again
+    return _Facts(began, 0.0, "", call.packing, copied, passed, again, 0, 0)
+
+
+def _and(before: _Facts | None, facts: _Facts) -> _Facts:
+    """What came of a stream so far, and what came now."""
+    if before is None:
+        return facts
+    return before._replace(
+        began=before.began or facts.began,
+        error=facts.error,
+        placing=before.placing + facts.placing,
+        copied_out=before.copied_out + facts.copied_out,
+        passed_out=before.passed_out + facts.passed_out,
+    )
 
 
 def _sending(call: Call) -> tuple[float, int | None, int, bool]:
@@ -240,6 +266,7 @@ def start(tables: Tables, tape: Tape) -> None:
         recorder = tables.recorder = Recorder(tables)
         tables.machine.watch(recorder.note_end)
     if tape not in recorder.tapes:
+        recorder.flush()
         recorder.tapes = (*recorder.tapes, tape)
 
 
@@ -248,6 +275,7 @@ def stop(tables: Tables, tape: Tape) -> None:
     recorder = tables.recorder
     if recorder is None or tape not in recorder.tapes:
         return
+    recorder.flush()
     recorder.note_unfinished(tape)
     recorder.tapes = tuple(each for each in recorder.tapes if each is not tape)
     if not recorder.tapes:

@@ -11,7 +11,7 @@ import math
 import struct
 import threading
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -114,6 +114,16 @@ class _Names(dict[object, int]):
         return number
 
 
+class Recorded(Protocol):
+    """A pool whose calls are noted on a tape."""
+
+    def flush_recording(self) -> None:
+        """Have on it all that are finished."""
+
+    def stop_recording(self, tape: Tape) -> None:
+        """Note how far the others are, and no more."""
+
+
 class Tape:
     """See the module. Several pools may write to it; its lock is the innermost of all.
 
@@ -127,6 +137,7 @@ class Tape:
         self._data = bytearray()
         self._names, self._errors = _Names("others"), _Names("others")
         self._workers = _Names(Who("others", 0, None))
+        self._pools: list[Recorded] | None = []  # None: it was stopped
         self.count = 0
         """Calls that were noted, also those whose rows were written over."""
 
@@ -158,6 +169,30 @@ class Tape:
                 at = self.count % self._max_calls * ROW_BYTES
                 self._data[at : at + ROW_BYTES] = data
             self.count += 1
+
+    def adopt(self, pool: Recorded) -> bool:
+        """A pool is about to write to it; false if it does, or shall not any more.
+
+        It holds on to the pool until it is stopped: an actor that is dropped meanwhile
+        has still something to tell.
+        """
+        with self._lock:
+            if self._pools is None or any(each is pool for each in self._pools):
+                return False
+            self._pools.append(pool)
+            return True
+
+    def flush(self) -> None:
+        """Have all calls on it that are finished."""
+        for pool in list(self._pools or ()):
+            pool.flush_recording()
+
+    def stop(self) -> None:
+        """Have calls that are not finished noted as that, and then no more."""
+        with self._lock:
+            pools, self._pools = self._pools, None
+        for pool in pools or ():
+            pool.stop_recording(self)
 
     def read(self) -> Recording:
         """What was noted so far."""
