@@ -64,11 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     print("|---|--:|--:|--:|")
     with contextlib.ExitStack() as stack:
         ex = stack.enter_context(shmexec.Executor(options.workers))
-        for seconds, calls in ((0.0, 2000), (1e-3, 200), (10e-3, 30)):
-            number = max(3, calls // 20) if quick else calls
+        for seconds, calls in ((0.0, 500), (1e-3, 50), (10e-3, 5)):
+            number = max(3, calls // 10) if quick else calls
             once(ex, number, seconds)
             pairs = []
-            for turn in range(3 if quick else 60):
+            for turn in range(3 if quick else 100):
                 ways = (once, profiled) if turn % 2 else (profiled, once)
                 found = {way: way(ex, number, seconds) for way in ways}
                 pairs.append((found[once], found[profiled]))

@@ -320,8 +320,8 @@ class Executor(Calling, BaseExecutor):  # type: ignore[misc]
         Calls of all ways are recorded: those of ``submit`` and ``map`` (a chunk of small
         items is one call), ``map_batches`` and batchers (a batch is one), scripts and
         streams, also those that are under way already; and those of the executor's
-        actors and pipelines, whose workers are their own. It takes this process some
-        4 µs for each call; nothing when it is over.
+        actors and pipelines, whose workers are their own. It takes this process 5 to
+        10 µs for each call; nothing when it is over.
 
         Profiles may overlap, and other threads may submit meanwhile; their calls are
         recorded, too.
