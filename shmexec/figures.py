@@ -252,6 +252,14 @@ class CallRecord:
 
     Times are in seconds since the profile began, negative before that, and None for
     what did not happen.
+
+    Example:
+        >>> import shmexec
+        >>> with shmexec.Executor(1) as ex, ex.profile() as p:
+        ...     _ = ex.submit(divmod, 1, 0).exception()
+        >>> [call] = p.calls
+        >>> call.name, call.outcome, call.error, call.worker
+        ('divmod', 'failed', 'ZeroDivisionError', 1)
     """
 
     call: int

@@ -149,11 +149,11 @@ def _idle(table: Table, found: Summary) -> Iterator[str]:
             "of them before the first result() is asked for, or use map"
         )
     elif found.queue < 0.2 and found.returning < found.running:
-        needed = max(1, round(found.busy * found.workers))
-        yield (
-            f"{idle}there was too little to do at a time. {needed} would have been "
-            "enough"
-        )
+        text = f"{idle}there was too little to do at a time"
+        if len(table.facts.pools) == 1:
+            needed = max(1, round(found.busy * found.workers))
+            text += f". {needed} of {found.workers} would have been enough"
+        yield text
 
 
 def _tail(table: Table, found: Summary) -> Iterator[str]:

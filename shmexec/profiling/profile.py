@@ -198,6 +198,15 @@ class Profile:
 
         Raises:
             ImportError: Without matplotlib.
+
+        Example:
+            >>> import shmexec
+            >>> from matplotlib.figure import Figure
+            >>> with shmexec.Executor(1) as ex, ex.profile() as p:
+            ...     _ = list(ex.map(abs, range(10), chunksize=1))
+            >>> ax = p.plot(Figure().subplots())
+            >>> [label.get_text() for label in ax.get_yticklabels()]
+            ['worker 1']
         """
         from shmexec.profiling.timeline import draw
 
@@ -214,6 +223,18 @@ class Profile:
 
         Raises:
             OSError: If it cannot be written.
+
+        Example:
+            >>> import json, tempfile, shmexec
+            >>> from pathlib import Path
+            >>> with shmexec.Executor(1) as ex, ex.profile() as p:
+            ...     _ = ex.submit(abs, -1).result()
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = Path(folder, "trace.json")
+            ...     p.to_chrome_trace(path)
+            ...     events = json.loads(path.read_text())["traceEvents"]
+            >>> [event["name"] for event in events if event["ph"] == "X"]
+            ['abs']
         """
         from shmexec.profiling.chrome import write
 
@@ -226,6 +247,13 @@ class Profile:
 
         Raises:
             ImportError: Without pandas.
+
+        Example:
+            >>> import shmexec
+            >>> with shmexec.Executor(1) as ex, ex.profile() as p:
+            ...     _ = list(ex.map(abs, range(10), chunksize=1))
+            >>> p.to_frame().groupby("name").size().to_dict()
+            {'abs': 10}
         """
         try:
             import pandas as pd

@@ -61,7 +61,10 @@ class _Facts(NamedTuple):
     passed_out: int
 
 
-_Entry = tuple[Call, _Facts, Outcome, str]
+_Plain = tuple[float, float]
+"""When it began, and how long it was packed: of a call that has no more to tell."""
+
+_Entry = tuple[Call, _Facts | _Plain, Outcome, str]
 
 
 class Recorder:
@@ -75,7 +78,9 @@ class Recorder:
         self._tables = tables
         self._name = tables.options.name
         self.tapes: tuple[Tape, ...] = ()
-        self._facts: dict[int, _Facts] = {}  # of calls that are about to be finished
+        self._facts: dict[
+            int, _Facts | _Plain
+        ] = {}  # of calls that are about to be finished
         self._ended: deque[_Entry] = deque()  # not on the tapes yet
         self._workers: dict[int, Who] = {}
         self._places: OrderedDict[tuple[int, int], None] = OrderedDict()
@@ -121,6 +126,13 @@ class Recorder:
         views: tuple[Any, ...],
     ) -> None:
         """A worker replied, or sent an item; its figures are still those of before."""
+        if (
+            call is not None
+            and message.kind is Kind.RESULT
+            and not (message.refs or call.arguments or call.by_reference or call.credit)
+        ):
+            self._facts[message.request] = message.began, call.packing
+            return
         facts = _facts(call, message.began)
         if message.refs:
             copied = max(0, message.number - handle.copied_out)
@@ -132,8 +144,9 @@ class Recorder:
         if message.kind is Kind.ERROR:
             payload = views[-1] if message.spilled else message.payload
             facts = facts._replace(error=error_name(payload, views))
-        if call is None or call.credit:
-            facts = _and(self._facts.get(message.request), facts)
+        before = self._facts.get(message.request)
+        if isinstance(before, _Facts):
+            facts = _and(before, facts)
         self._facts[message.request] = facts
 
     def note_packed(
@@ -164,11 +177,11 @@ class Recorder:
         if len(self._ended) >= AT_A_TIME:
             self.flush()
 
-    def _why(self, call: Call, facts: _Facts) -> tuple[Outcome, str]:
+    def _why(self, call: Call, facts: _Facts | _Plain) -> tuple[Outcome, str]:
         """How a call failed."""
         last = call.history[-1] if call.history else None
         if last is None or last[1] is not CallState.FAILED:
-            return Outcome.FAILED, facts.error
+            return Outcome.FAILED, facts.error if isinstance(facts, _Facts) else ""
         why = last[3].partition(":")[0]
         if why == "broken" and self._tables.options.fallback:
             return Outcome.APART, ""
@@ -209,6 +222,9 @@ class Recorder:
 
     def _write(self, tapes: tuple[Tape, ...], entry: _Entry, replied: float) -> None:
         call, facts, outcome, error = entry
+        if not isinstance(facts, _Facts):
+            began, packing = facts
+            facts = _Facts(began, 0.0, "", packing, 0, 0, 0, 0, 0)
         began, placing, _, packing, *nbytes = facts
         sent, worker, attempts, in_pack = _sending(call)
         who = None if worker is None else self._worker(worker)
@@ -226,10 +242,8 @@ def _facts(call: PackedCall | None, began: float = 0.0) -> _Facts:
     return _Facts(began, 0.0, "", call.packing, copied, passed, again, 0, 0)
 
 
-def _and(before: _Facts | None, facts: _Facts) -> _Facts:
+def _and(before: _Facts, facts: _Facts) -> _Facts:
     """What came of a stream so far, and what came now."""
-    if before is None:
-        return facts
     return before._replace(
         began=before.began or facts.began,
         error=facts.error,
