@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
+import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -336,3 +339,41 @@ def test_a_call_that_dies_while_another_thread_profiles(make_executor):
     [call] = profile.calls
     assert (call.outcome, call.attempts) == ("done", 2)
     assert in_order(call)
+
+
+# -- what is made of them ------------------------------------------------------------------
+
+
+@one_kind
+def test_frames_traces_and_what_is_shown(executor, tmp_path, monkeypatch):
+    with executor.profile() as profile:
+        [executor.submit(calls.same, i).result() for i in range(3)]
+        executor.submit(calls.fail, KeyError("<x>")).exception()
+    frame = profile.to_frame()
+    assert list(frame.columns) == list(shmexec.CallRecord.__slots__)
+    assert frame.groupby("outcome").size().to_dict() == {"done": 3, "failed": 1}
+    assert (frame["sent"] <= frame["began"]).all()
+    assert frame.iloc[0].to_dict() == {
+        name: getattr(profile.calls[0], name) for name in frame.columns
+    }
+    profile.to_chrome_trace(tmp_path / "trace.json")
+    assert (tmp_path / "trace.json").stat().st_size > 1000
+    assert "4 calls in" in profile._repr_html_()
+    for name in ("pandas", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="needs pandas"):
+        profile.to_frame()
+    with pytest.raises(ImportError, match=r"shmexec\[plot\]"):
+        profile.plot()
+
+
+@one_kind
+def test_a_profile_lets_its_executor_go():
+    executor = shmexec.Executor(1)
+    with executor.profile() as profile:
+        executor.submit(calls.same, 1).result()
+    gone = weakref.ref(executor)
+    executor.shutdown()
+    del executor
+    assert wait_until(lambda: gc.collect() >= 0 and gone() is None)
+    assert len(profile.calls) == 1
