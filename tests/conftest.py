@@ -232,11 +232,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="all pairs of start method and kind of memory; takes twice as long",
     )
     parser.addoption(
-        "--one-kind",
-        nargs="?",
-        const=MAIN[0].id,
-        metavar="ID",
-        help="this kind alone, but for tests of the start methods; the default's if none",
+        "--kind",
+        default=MAIN[0].id,
+        choices=[str(kind.id) for kind in MAIN + OTHER],
+        help="of these, but for tests of the start methods; by default the default's",
     )
 
 
@@ -245,9 +244,7 @@ def _kinds(config: pytest.Config) -> tuple[list[Any], list[Any]]:
     if config.getoption("every_kind"):
         every = MAIN + OTHER + SLOW + OTHER_SLOW
         return every, every
-    chosen = config.getoption("one_kind")
-    if chosen is None:
-        return MAIN, MAIN + SLOW
+    chosen = config.getoption("kind")
     return [kind for kind in MAIN + OTHER if kind.id == chosen], MAIN + SLOW
 
 
@@ -284,7 +281,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.definition.get_closest_marker("every_start"):
         params = starts
     elif metafunc.definition.get_closest_marker("one_kind"):
-        params = most if metafunc.config.getoption("every_kind") else most[:1]
+        params = most[:1]
     if "_shared_kind" in metafunc.fixturenames:
         metafunc.parametrize("_shared_kind", params, indirect=True, scope="module")
     if "_fresh_kind" in metafunc.fixturenames:
