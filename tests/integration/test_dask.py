@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 dd = pytest.importorskip("dask.dataframe")
 db = pytest.importorskip("dask.bag")
-by_reference = pytest.importorskip("shmexec.integrations.dask").by_reference
+integration = pytest.importorskip("shmexec.integrations.dask")
+by_reference = integration.by_reference
 
 SMALL = 100_000
 """Bytes that what is no chunk may take."""
@@ -151,9 +153,11 @@ def test_an_error_is_raised_as_it_was():
 
 
 def test_a_worker_that_dies_fails_the_computation_alone():
-    with pytest.raises(shmexec.WorkerDied, match="SIGKILL"):
-        dask.delayed(lambda: os.kill(os.getpid(), signal.SIGKILL))().compute()
-    assert dask.delayed(abs)(-3).compute() == 3
+    kill = dask.delayed(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with shmexec.Executor(1) as own, dask.config.set(scheduler=own):
+        with pytest.raises(shmexec.WorkerDied, match="SIGKILL"):
+            kill().compute()
+        assert dask.delayed(abs)(-3).compute() == 3
 
 
 def test_in_process():
@@ -189,3 +193,7 @@ def test_by_reference_what_is_taken_is_read_only_and_results_are_not(ex):
     array[:] = 5
     assert total == 100_000
     assert ex.submit(np.sum, array).result() == 500_000
+
+
+def test_the_example():
+    assert doctest.testmod(integration) == (0, 5)
