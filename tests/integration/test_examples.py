@@ -10,12 +10,15 @@ import inspect
 import io
 import os
 import pkgutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import shmexec
 
@@ -28,11 +31,6 @@ ALSO = (
 
 OPTIONAL = ("shmexec.cluster", "shmexec.integrations")
 """Packages of public modules that need others to be installed."""
-
-RUN_ELSEWHERE = {
-    "shmexec.cluster": "a cluster takes seconds to start",
-}
-"""Modules whose examples their own tests run, with the reason."""
 
 NO_EXAMPLE = {
     "shmexec.__version__": "a text",
@@ -101,29 +99,72 @@ def test_every_public_name_has_a_docstring_with_an_example():
     assert not lacking, "\n".join(lacking)
 
 
-def test_every_example_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run_examples(ex: Any, names: Iterable[tuple[str, Any]]) -> int:
+    """Run those of the docstrings of these names; how many lines there were."""
     said = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    with shmexec.Executor(2) as ex:
-        there = {
-            "ex": ex,
-            "Path": Path,
-            "asyncio": asyncio,
-            "np": np,
-            "os": os,
-            "time": time,
-            "shmexec": shmexec,
-        }
-        done = set()
-        for name, value in public():
-            doc = inspect.getdoc(value) or ""
-            elsewhere = any(name.startswith(f"{each}.") for each in RUN_ELSEWHERE)
-            if doc not in done and not elsewhere:  # methods are inherited
-                done.add(doc)
-                example = doctest.DocTestParser().get_doctest(
-                    doc, dict(there), name, None, 0
-                )
-                runner.run(example, out=said.write)
-    assert runner.tries > 100
+    there = {
+        "ex": ex,
+        "Path": Path,
+        "asyncio": asyncio,
+        "np": np,
+        "os": os,
+        "shmexec": shmexec,
+        "time": time,
+    }
+    done = set()
+    for name, value in names:
+        doc = inspect.getdoc(value) or ""
+        if doc not in done:  # methods are inherited
+            done.add(doc)
+            example = doctest.DocTestParser().get_doctest(
+                doc, dict(there), name, None, 0
+            )
+            runner.run(example, out=said.write)
     assert not runner.failures, said.getvalue()
+    return runner.tries
+
+
+def has_cluster() -> bool:
+    found = importlib.util.find_spec
+    return bool(found("shmexec.cluster") and found("distributed"))
+
+
+def is_of_a_cluster(name: str) -> bool:
+    return name.startswith("shmexec.cluster.")
+
+
+def test_every_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with shmexec.Executor(2) as ex:
+        names = [each for each in public() if not is_of_a_cluster(each[0])]
+        assert run_examples(ex, names) > 100
+
+
+def run_examples_of_a_cluster() -> None:
+    """In a process of its own: Dask leaves threads behind."""
+    from shmexec.cluster import DaskExecutor
+
+    with DaskExecutor.local(nodes=1, threads=1) as ex:
+        names = [each for each in public() if is_of_a_cluster(each[0])]
+        assert run_examples(ex, names) > 10
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not has_cluster(), reason="needs Dask")
+def test_every_example_of_a_cluster_runs(tmp_path):
+    """A cluster takes seconds to start."""
+    program = (
+        "from tests.integration.test_examples import run_examples_of_a_cluster as run\n"
+        "run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
