@@ -276,7 +276,15 @@ class PoolClosed(ShmexecError, RuntimeError):
 
 
 class ClusterError(ShmexecError, RuntimeError):
-    """A cluster cannot be used: it is not there, lacks shmexec, or has another version."""
+    """A cluster cannot be used: it is not there, lacks shmexec, or has another version.
+
+    Example:
+        >>> try:
+        ...     raise shmexec.ClusterError("no scheduler at tcp://10.0.0.1:8786")
+        ... except shmexec.ShmexecError as error:
+        ...     print(error)
+        no scheduler at tcp://10.0.0.1:8786
+    """
 
 
 class MemoryWarning(UserWarning):

@@ -94,7 +94,14 @@ class _ClusterCalling(Calling):
         )
 
     def pipeline(self, *stages: Any, buffersize: int = 2) -> NoReturn:
-        """A cluster has none: pass futures on instead, which stay there."""
+        """A cluster has none: pass futures on instead, which stay there.
+
+        Example:
+            >>> ex.pipeline(abs)
+            Traceback (most recent call last):
+            ...
+            NotImplementedError: ...
+        """
         msg = (
             "a cluster has no pipelines: pass the future of one stage to the call of "
             "the next, ex.submit(g, ex.submit(f, x)); what f returns stays on the cluster"
@@ -102,7 +109,14 @@ class _ClusterCalling(Calling):
         raise NotImplementedError(msg)
 
     def batcher(self, fn: Callable[..., Any], **_settings: Any) -> NoReturn:
-        """A cluster has none."""
+        """A cluster has none.
+
+        Example:
+            >>> ex.batcher(abs)
+            Traceback (most recent call last):
+            ...
+            NotImplementedError: ...
+        """
         msg = "a cluster has no batcher: use map_batches, or a batcher on one machine"
         raise NotImplementedError(msg)
 
@@ -216,6 +230,12 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
             threads: Of each; its pool has as many workers. Default: usable CPUs divided
                 by nodes.
             **settings: As of the class.
+
+        Example:
+            >>> from shmexec.cluster import DaskExecutor
+            >>> with DaskExecutor.local(nodes=1, threads=1) as small:
+            ...     small.submit(abs, -1).result()
+            1
         """
         from shmexec.cluster.local import LocalCluster
 
@@ -241,7 +261,12 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
 
     @property
     def client(self) -> Client:
-        """Dask's client, for what Dask offers beside: its dashboard, say."""
+        """Dask's client, for what Dask offers beside: its dashboard, say.
+
+        Example:
+            >>> len(ex.client.scheduler_info()["workers"]) >= 1
+            True
+        """
         return self._client
 
     def options(
@@ -258,6 +283,10 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
             retries: How often it runs again after its worker died. Default: the
                 executor's.
             priority: Calls of a higher one run earlier. Default 0.
+
+        Example:
+            >>> ex.options(timeout=60).submit(abs, -1).result()
+            1
         """
         own = self._call_options
         return OptionsView(
@@ -274,6 +303,10 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
 
         Nodes and workers that start later have not run it: for those there is
         ``initializer``.
+
+        Example:
+            >>> len(ex.broadcast(os.getpid)) >= 1
+            True
         """
         calls = self._calls
         calls.check_open()
@@ -304,6 +337,10 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
 
         Raises:
             ClusterError: If the scheduler is gone.
+
+        Example:
+            >>> ex.stats().failed
+            0
         """
         calls, inputs = self._calls, self._calls.inputs
         with reaching(self._client):
@@ -332,6 +369,11 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         Args:
             wait: Return only when all calls are done and all pools gone.
             cancel_futures: Cancel calls that have not ended.
+
+        Example:
+            >>> from shmexec.cluster import DaskExecutor
+            >>> small = DaskExecutor.local(nodes=1, threads=1)
+            >>> small.shutdown()
         """
         try:
             self._calls.close(cancel=cancel_futures)

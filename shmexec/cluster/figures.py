@@ -9,7 +9,13 @@ from shmexec.figures import Stats
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
-    """One node at one moment."""
+    """One node at one moment.
+
+    Example:
+        >>> node = ex.stats().nodes[0]
+        >>> node.threads >= 1
+        True
+    """
 
     address: str
     """Where Dask finds it."""
@@ -23,7 +29,14 @@ class NodeStats:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStats:
-    """An executor's calls and nodes at one moment; made by :meth:`DaskExecutor.stats`."""
+    """An executor's calls and nodes at one moment; made by :meth:`DaskExecutor.stats`.
+
+    Example:
+        >>> ex.submit(abs, -1).result()
+        1
+        >>> ex.stats().done >= 1
+        True
+    """
 
     nodes: tuple[NodeStats, ...]
     submitted: int

@@ -191,6 +191,12 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     An ``np.memmap`` is mapped from its file, and written to if opened ``"r+"`` or
     ``"w+"``.
+
+    Example:
+        >>> import joblib
+        >>> with joblib.parallel_config(backend="shmexec", n_jobs=2):
+        ...     joblib.Parallel()(joblib.delayed(abs)(i) for i in (-1, 2, -3))
+        [1, 2, 3]
     """
 
     supports_retrieve_callback = True

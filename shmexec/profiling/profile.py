@@ -133,7 +133,14 @@ class Profile:
 
     @property
     def seconds(self) -> float:
-        """How long it recorded; so far, if it does still."""
+        """How long it recorded; so far, if it does still.
+
+        Example:
+            >>> with ex.profile() as p:
+            ...     _ = ex.submit(abs, -1).result()
+            >>> p.seconds > 0
+            True
+        """
         if self._start is None:
             return 0.0
         return (now() if self._end is None else self._end) - self._start
@@ -145,7 +152,14 @@ class Profile:
 
     @property
     def table(self) -> Table:
-        """The calls as columns, for who computes with them: NumPy arrays."""
+        """The calls as columns, for who computes with them: NumPy arrays.
+
+        Example:
+            >>> with ex.profile() as p:
+            ...     _ = ex.submit(abs, -1).result()
+            >>> len(p.table)
+            1
+        """
         if self._table is not None:
             return self._table
         self._tape.flush()
@@ -165,7 +179,14 @@ class Profile:
 
     @property
     def calls(self) -> tuple[CallRecord, ...]:
-        """The calls, in the order in which they were submitted."""
+        """The calls, in the order in which they were submitted.
+
+        Example:
+            >>> with ex.profile() as p:
+            ...     _ = ex.submit(abs, -1).result()
+            >>> p.calls[0].name, p.calls[0].outcome
+            ('abs', 'done')
+        """
         table = self.table
         return tuple(_record(table, i) for i in range(len(table)))
 
