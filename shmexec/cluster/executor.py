@@ -61,9 +61,10 @@ class _ClusterCalling(Calling):
         arrays = [np.asanyarray(array).view() for array in (X, *more)]
         for array in arrays:
             array.flags.writeable = False
-        return super().map_batches(
-            fn, *arrays, batch_size=batch_size, out=out, progress=progress
-        )
+        with self._calls.inputs.lend(arrays):
+            return super().map_batches(
+                fn, *arrays, batch_size=batch_size, out=out, progress=progress
+            )
 
     def _make_actor(
         self,

@@ -568,6 +568,7 @@ def main(address, *names):
         ex.client.wait_for_workers(2, timeout=LONG)
         addresses = {node.address.rpartition(":")[0] for node in ex.stats().nodes}
         assert addresses == {"tcp://127.0.0.1", "tcp://127.0.0.2"}
+        print(json.dumps({"name": "start", "error": ""}), flush=True)
         for name, check in sorted(globals().items()):
             if not name.startswith("check_") or (names and name not in names):
                 continue

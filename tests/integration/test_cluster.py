@@ -87,7 +87,9 @@ def outcomes(tmp_path_factory, request):
     start = ("-m", "tests.integration.clustering", "local", *wanted)
     with open(tmp_path_factory.mktemp("cluster") / "log", "w+") as log:
         with _program(log, *start) as lines:
-            yield _Outcomes(lines, log)
+            told = _Outcomes(lines, log)
+            assert not told.error("start")
+            yield told
             assert not lines.read()  # until its end
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
 
 import shmexec
 from shmexec.cluster import inputs as module
-from shmexec.cluster.inputs import Inputs, is_constant
+from shmexec.cluster.inputs import Inputs, is_constant, name_of
 
 N = 1000
 
@@ -115,8 +116,8 @@ def test_what_cannot_change_is_neither_copied_nor_looked_at_again(
     np.save(tmp_path / "x.npy", np.arange(N) + 1)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     looked = []
-    digest = module.digest
-    monkeypatch.setattr(module, "digest", lambda x: looked.append(x) or digest(x))
+    name_of = module.name_of
+    monkeypatch.setattr(module, "name_of", lambda x: looked.append(x) or name_of(x))
     for array in (shared, mapped):
         for _ in range(2):
             assert np.shares_memory(inputs.add_array(array).cargo.data, array)
@@ -132,3 +133,38 @@ def test_which_arrays_cannot_change(tmp_path):
     writable = np.load(tmp_path / "x.npy", mmap_mode="r+")
     arrays = (plain, frozen, shared, shared[3:], writable, shmexec.empty(N))
     assert [is_constant(x) for x in arrays] == [False, False, True, True, False, False]
+
+
+def test_what_is_lent_is_not_copied_as_long_as_that_lasts(inputs, client):
+    x = np.arange(2 * N)
+    with inputs.lend([x]):
+        need = inputs.add_array(x[:N])
+        assert np.shares_memory(need.cargo.data, x)
+        other = inputs.add_array(np.arange(N))
+        assert not np.shares_memory(other.cargo.data, x)
+        assert need.remote() is other.remote()
+        need.remote().lost = True
+        need.remote()
+    x[:] = 0
+    other.remote().lost = True
+    with pytest.raises(CancelledError):
+        need.remote()
+    other.remote()
+    one, two, three = client.scattered.values()
+    assert np.array_equal(one, two)
+    assert np.array_equal(two, three)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.arange(6.0).reshape(2, 3).astype("f4"),
+        np.arange(6.0).reshape(3, 2),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(6.0).reshape(2, 3)[::-1],
+        np.arange(6.0).reshape(2, 3).view([("a", "f8")]),
+    ],
+)
+def test_arrays_that_differ_have_other_names(other):
+    x = np.arange(6.0).reshape(2, 3)
+    assert name_of(other) != name_of(x) == name_of(np.repeat(x, 2, 0)[::2])
