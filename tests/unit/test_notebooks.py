@@ -21,6 +21,9 @@ def test_a_notebook_has_outputs_fit_to_be_seen(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert list(notebooks.complaints(notebook)) == []
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    lines = "\n".join(texts).splitlines()
+    assert [line for line in lines if line.startswith("# ")] == lines[:1]  # one title
 
 
 def test_there_are_notebooks():
