@@ -67,9 +67,15 @@ def optional() -> Iterator[str]:
 
 
 def members(cls: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties that are defined in this package."""
+    """Public methods and properties that are defined in this package.
+
+    But not those that a package whose class this is one of calls, as joblib its backends'.
+    """
     for name in dir(cls):
-        owner = next((each for each in cls.__mro__ if name in vars(each)), object)
+        owners = [each for each in cls.__mro__ if name in vars(each)]
+        owner = owners[0]
+        if any(each.__module__.startswith("joblib.") for each in owners):
+            continue
         if owner.__module__.partition(".")[0] == "shmexec" and (
             name[0] != "_" or name == "__call__"
         ):
