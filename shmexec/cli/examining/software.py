@@ -15,7 +15,7 @@ from pathlib import Path
 from shmexec import __version__, options
 from shmexec.cli.examining.findings import Finding, Level
 
-_NOT_FOR_USERS = {"bench", "dev", "test"}
+_NOT_FOR_USERS = {"bench", "browser", "dev", "test"}
 _REQUIREMENT = re.compile(r"""([\w.-]+).*\bextra\s*==\s*["']([\w.-]+)["']""")
 
 
