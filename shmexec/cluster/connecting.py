@@ -46,6 +46,8 @@ def connect(cluster: Any, timeout: float) -> tuple[Client, bool]:
     client = _client(cluster, timeout) if own else cluster
     try:
         _wait_for_nodes(client, deadline)
+        for address in (client.scheduler.address, *client.nthreads()):
+            refuse_in_process(address)
         check(client)
     except BaseException:
         if own:
@@ -81,6 +83,17 @@ def _wait_for_nodes(client: Client, deadline: Deadline) -> None:
             f"`dask worker {address} --nworkers 1`, one on each machine"
         )
         raise ClusterError(msg) from error
+
+
+def refuse_in_process(address: str) -> None:
+    """Raise ClusterError for a scheduler or node that is a thread of some program."""
+    if address.startswith("inproc://"):
+        msg = (
+            f"{address} has no process of its own: Dask hands objects over there "
+            "without a copy, so that whoever writes to a result changes what the "
+            "cluster keeps. Use processes=True"
+        )
+        raise ClusterError(msg)
 
 
 def check(client: Client) -> None:

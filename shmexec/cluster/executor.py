@@ -144,7 +144,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
 
     Args:
         cluster: Address of the scheduler, a ``distributed.Client``, or a cluster of
-            Dask's, such as a ``LocalCluster``.
+            Dask's, such as a ``LocalCluster`` with processes.
         initializer: Called in each worker of each node before its first call.
         initargs: Its arguments.
         timeout: Seconds that a call may run; then its worker is stopped and the call
@@ -165,7 +165,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
 
     Raises:
         ClusterError: If there is no scheduler or no node in time, or one of them lacks
-            shmexec or has another version.
+            shmexec, has another version, or has no process of its own.
         TypeError, ValueError: For a setting that makes no sense.
 
     Example:

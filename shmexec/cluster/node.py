@@ -21,6 +21,7 @@ import numpy as np
 from distributed import Worker, WorkerPlugin, get_worker
 
 from shmexec.cluster.cargo import Cargo
+from shmexec.cluster.connecting import refuse_in_process
 from shmexec.cluster.failing import CallFailed, failure_of
 from shmexec.executor import Executor, OptionsView
 from shmexec.figures import Stats
@@ -71,12 +72,17 @@ class Node(WorkerPlugin):  # type: ignore[misc]  # Dask's classes are not looked
             await asyncio.to_thread(executor.shutdown, cancel_futures=True)
 
     def executor(self) -> Executor:
-        """The pool, made if this is the first call."""
+        """The pool, made if this is the first call.
+
+        Raises:
+            ClusterError: If this is no process of its own.
+        """
         with self._lock:
             if self._closed:
                 msg = f"node {self._address}: the executor was shut down"
                 raise RuntimeError(msg)
             if self._executor is None:
+                refuse_in_process(self._address)  # it may have come later
                 settings = {"max_workers": self._threads, **self._settings}
                 if settings["max_shared_memory"] is None:
                     settings["max_shared_memory"] = self._budget

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from distributed import Client
+from distributed import Client, LocalCluster
 
 import shmexec
 from shmexec.cluster import DaskExecutor
@@ -492,6 +492,12 @@ def check_no_scheduler():
         shmexec.ClusterError, DaskExecutor, "tcp://127.0.0.1:9", connect_timeout=0.3
     )
     assert "tcp://127.0.0.1:9" in str(error)
+
+
+def check_no_threads_as_nodes():
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        error = raises(shmexec.ClusterError, DaskExecutor, cluster)
+    assert "processes=True" in str(error)
 
 
 # -- nodes that are lost ---------------------------------------------------------------------

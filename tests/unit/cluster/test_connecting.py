@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import shmexec
-from shmexec.cluster.connecting import check
+from shmexec.cluster.connecting import check, refuse_in_process
 from shmexec.errors import ClusterError
 
 
@@ -61,3 +61,9 @@ def test_errors_say_where_and_what(client, says):
     with pytest.raises(ClusterError) as caught:
         check(client)
     assert all(each in str(caught.value) for each in says), caught.value
+
+
+def test_threads_of_a_program_are_no_cluster():
+    refuse_in_process("tcp://10.0.0.1:8786")
+    with pytest.raises(ClusterError, match=r"inproc://.*processes=True"):
+        refuse_in_process("inproc://10.0.0.1/12/1")
