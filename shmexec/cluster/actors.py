@@ -3,6 +3,8 @@
 If the node dies, so does the instance: calls of it fail from then on, since its state is
 lost. (A worker that dies is replaced on the node, as ever.) What a method is given goes
 with the call, and what it returns comes here at once.
+
+What runs on the client's loop is cancelled at the loop's end: whoever waits is told.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from shmexec.actors import Actor
 from shmexec.cluster.node import NodeActor
 from shmexec.cluster.packing import PackedCall
-from shmexec.cluster.streams import ClusterStream, actor_of, ask, lost, running
+from shmexec.cluster.streams import (
+    ClusterStream,
+    actor_of,
+    ask,
+    client_gone,
+    lost,
+    running,
+)
 from shmexec.errors import PoolClosed
 from shmexec.runtime.futures import Future
 from shmexec.worker.remote import call_method
@@ -94,6 +103,12 @@ class _Replica:
         if self._closed is not None:
             msg = "the actor is closed, or its executor is: make another one"
             raise PoolClosed(msg)
+        if self._gone():
+            raise client_gone()
+
+    def _gone(self) -> bool:
+        """Whether the client was closed: a loop that has ended says nothing, ever."""
+        return self._calls.client.status in {"closing", "closed"}
 
     async def _tell(self, method: str, *args: Any) -> Any:
         if self._actor is None:
@@ -105,7 +120,7 @@ class _Replica:
             cargo = await self._tell("call", number, call.cargo)
             value = await asyncio.wrap_future(self._calls.helpers.submit(cargo.open))
             future.set_result(value)
-        except Exception as error:  # noqa: BLE001  (the future's)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             future.set_exception(lost(error))
         finally:
             self._unfinished.discard(future)
@@ -116,7 +131,7 @@ class _Replica:
         try:
             await self._tell("open", number, call.cargo, buffersize)
             opened.set_result(None)
-        except Exception as error:  # noqa: BLE001  (the future's)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             opened.set_exception(lost(error))
 
     def unfinished(self) -> float:
@@ -146,11 +161,14 @@ class _Replica:
 
     def _begin(self, method: str, *args: Any) -> Future[Any]:
         answer = running()
+        if self._gone():
+            answer.set_exception(client_gone())
+            return answer
 
         async def ask() -> None:
             try:
                 answer.set_result(await self._tell(method, *args))
-            except Exception as error:  # noqa: BLE001  (the future's)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 answer.set_exception(lost(error))
 
         self._loop.add_callback(ask)

@@ -2,7 +2,8 @@
 
 It runs on the loop of Dask's client and asks as long as the consumer gives credit. Who
 wakes it: the node's answer, or the loss of the node, which Dask tells; the consumer, who
-gives credit or closes the stream; the executor's shutdown, which closes it.
+gives credit or closes the stream; the executor's shutdown, which closes it; the end of the
+loop, which cancels the coroutine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from concurrent.futures import Future as BaseFuture
 from typing import TYPE_CHECKING, Any
 
 from shmexec.cluster.failing import CallFailed
-from shmexec.errors import PoolClosed, WorkerDied
+from shmexec.errors import ClusterError, PoolClosed, WorkerDied
 from shmexec.runtime.futures import Future
 from shmexec.runtime.streams import Stream
 
@@ -89,14 +90,16 @@ class Pump:
             while await self._may_take():
                 if not await self._take(actor):
                     return
-        except Exception as error:  # noqa: BLE001  (whoever iterates gets it)
-            self._items[-1].set_exception(lost(error))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+            self._items[-1].set_exception(lost(error))  # whoever iterates gets it
         finally:
-            if self._closed is not None:
-                await self._say_closed(actor)
-            del self._remote  # Dask lets go of the actor
-            self._calls.pumps.discard(self)
-            self.ended.set_result(None)
+            try:
+                if self._closed is not None:
+                    await self._say_closed(actor)
+            finally:
+                del self._remote  # Dask lets go of the actor
+                self._calls.pumps.discard(self)
+                self.ended.set_result(None)
 
     async def _may_take(self) -> bool:
         while self._credit <= 0 and self._closed is None:
@@ -132,7 +135,8 @@ class Pump:
 
     async def _say_closed(self, actor: Any) -> None:
         if actor is not None:
-            with contextlib.suppress(Exception):  # the node is gone, and it with it
+            # If the node or the client is gone, so is the stream.
+            with contextlib.suppress(Exception, asyncio.CancelledError):
                 await ask(self._calls, actor, "end", self._number, self._closed)
         if not self._items[-1].done():
             msg = "the executor was shut down before the stream had ended"
@@ -164,6 +168,13 @@ def running() -> Future[Any]:
     return future
 
 
+def client_gone() -> ClusterError:
+    """What to raise if the client was closed before what goes through it."""
+    return ClusterError(
+        "the executor's client is closed: nothing can be asked of nodes"
+    )
+
+
 async def actor_of(calls: Calls, remote: DaskFuture[Any]) -> Any:
     """The handle of a Dask actor, once it was made; on the client's loop."""
     made: BaseFuture[Any] = calls.helpers.submit(remote.result)
@@ -177,9 +188,11 @@ async def ask(calls: Calls, actor: Any, method: str, *args: Any) -> Any:
     return await answer
 
 
-def lost(error: Exception) -> BaseException:
-    """What to raise for what Dask says of an actor."""
+def lost(error: BaseException) -> BaseException:
+    """What to raise for what Dask says of an actor, or the end of the client's loop."""
     if isinstance(error, CallFailed):
         return error.error()
+    if isinstance(error, asyncio.CancelledError):
+        return client_gone()
     msg = f"the node that held it is gone: {type(error).__name__}: {error}"
     return WorkerDied(msg)

@@ -389,6 +389,11 @@ class Counter:
         raise KeyError("mine")
 
 
+class Slow:
+    def wait(self):
+        time.sleep(LONG)
+
+
 def check_actors(ex):
     with ex.actor(Counter, np.ones(100_000)) as counter:
         last = [counter.add(1) for _ in range(20)][-1]
@@ -485,6 +490,28 @@ def check_pools_end_with_their_program(ex):
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     error = raises(shmexec.ClusterError, DaskExecutor, client)
     assert "closed" in str(error)
+
+
+def check_a_client_is_closed_before_its_executor(ex):
+    """Whoever waits is told, and nobody waits for ever."""
+    client = Client(ex.client.scheduler.address, set_as_default=False)
+    other = DaskExecutor(client)
+    counter = other.actor(Counter, 1)
+    counter.add(1).result()
+    stream = other.stream(itertools.count, buffersize=2)
+    assert next(stream) == 0
+    waiting = other.actor(Slow).wait()
+    client.close()
+    raises((shmexec.ClusterError, shmexec.WorkerDied), list, stream)
+    assert isinstance(
+        waiting.exception(LONG), (shmexec.ClusterError, shmexec.WorkerDied)
+    )
+    raises(shmexec.ClusterError, counter.add, 1)
+    raises(shmexec.ClusterError, counter.upto, 3)
+    assert counter.state == "failed"
+    stream.close()
+    counter.close()
+    other.shutdown()
 
 
 def check_no_scheduler():
