@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 SENT_AT_MOST = 10
 """How often a call is sent whose inputs are lost again and again."""
 
+ASK_EVERY = 1.0
+"""Seconds after which it is asked whether the nodes of a broadcast are still there."""
+
 _HELPERS = 32
 """Threads that run callbacks and send calls again; they may wait for one another."""
 
@@ -308,6 +311,41 @@ class Calls:
                 with self._lock:
                     self.bytes_fetched += cargo.data.nbytes
                 return cargo.open(), None
+
+    def gather(self, remotes: Mapping[str, DaskFuture[Any]], what: str) -> list[Any]:
+        """What came of tasks that may run on one node each.
+
+        Dask lets a task whose node has left wait until that comes again, and does not
+        say so: it is asked now and then.
+
+        Args:
+            remotes: The tasks, by the addresses of their nodes.
+            what: They run, for messages.
+
+        Raises:
+            WorkerDied: If one of the nodes has left.
+        """
+        tasks = list(remotes.values())
+        gathered = self.helpers.submit(self.client.gather, tasks)
+        try:
+            while not wait([gathered], ASK_EVERY).done:
+                with reaching(self.client):
+                    here = self.client.nthreads()
+                gone = sorted(remotes.keys() - here)
+                if gone:
+                    msg = (
+                        f"the node at {gone[0]} was lost while {what} ran on all nodes: "
+                        "call it again for those that are left"
+                    )
+                    raise WorkerDied(msg)
+        except BaseException:
+            if self.client.status == "running":
+                self.client.cancel(tasks)  # which ends the thread that gathers
+            raise
+        try:
+            return list(gathered.result())
+        except Exception as error:  # noqa: BLE001  (whatever Dask says)
+            raise error_of(error) from None
 
     def cancel(self, future: Future[Any], *, running: bool) -> None:
         """A future was cancelled: let the cluster know."""

@@ -15,7 +15,7 @@ from distributed import Client
 
 from shmexec.calling import Calling
 from shmexec.cluster import node
-from shmexec.cluster.calls import Calls, error_of
+from shmexec.cluster.calls import Calls
 from shmexec.cluster.connecting import can_reach, connect, reaching
 from shmexec.cluster.figures import ClusterStats, NodeStats
 from shmexec.cluster.inputs import Inputs
@@ -305,6 +305,9 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         Nodes and workers that start later have not run it: for those there is
         ``initializer``.
 
+        Raises:
+            WorkerDied: If a node is lost meanwhile.
+
         Example:
             >>> len(ex.broadcast(os.getpid)) >= 1
             True
@@ -315,8 +318,8 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         parts = calls.remote_parts(call)
         with reaching(self._client):
             nodes = list(self._client.nthreads())
-        futures = [
-            self._client.submit(
+        remotes = {
+            address: self._client.submit(
                 node.run_everywhere,
                 calls.name,
                 call.cargo,
@@ -326,11 +329,8 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
                 pure=False,
             )
             for address in nodes
-        ]
-        try:
-            came = self._client.gather(futures)
-        except Exception as error:  # noqa: BLE001  (whatever Dask says)
-            raise error_of(error) from None
+        }
+        came = calls.gather(remotes, call.name)
         return [cargo.open() for cargos in came for cargo in cargos]
 
     def stats(self) -> ClusterStats:
