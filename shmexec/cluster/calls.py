@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import uuid
@@ -68,7 +69,10 @@ class Calls:
         self.inputs = inputs
         self.blocks = NoBlocks(writes=False, files=False)
         self.feeders: weakref.WeakSet[Feeder] = weakref.WeakSet()
-        self.helpers: BaseExecutor = ThreadPoolExecutor(_HELPERS, "shmexec-cluster")
+        self._here = threading.local()
+        self.helpers: BaseExecutor = ThreadPoolExecutor(
+            _HELPERS, "shmexec-cluster", self._begin_helping
+        )
         self._numbers = itertools.count(1)
         # Guards all below; held for bookkeeping only.
         self._lock = threading.Lock()
@@ -361,7 +365,21 @@ class Calls:
         if running:
             self.client.run(node.stop_call, self.name, remote.key, on_error="ignore")
 
+    def _begin_helping(self) -> None:
+        self._here.helps = True
+
     # -- the end ---------------------------------------------------------------------
+
+    def ends_before(self) -> bool:
+        """Whether the end waits for this thread, in which then nobody waits for the end.
+
+        Callbacks run in such: in helpers, and those of actors' calls on the loop.
+        """
+        try:
+            on_loop = asyncio.get_running_loop() is self.client.loop.asyncio_loop
+        except RuntimeError:
+            on_loop = False
+        return on_loop or getattr(self._here, "helps", False)
 
     def close(self, *, cancel: bool) -> None:
         """Take no more calls."""

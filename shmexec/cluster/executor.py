@@ -368,7 +368,8 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         and it is closed.
 
         Args:
-            wait: Return only when all calls are done and all pools gone.
+            wait: Return only when all calls are done and all pools gone. A callback of a
+                future's never waits for that.
             cancel_futures: Cancel calls that have not ended.
 
         Example:
@@ -380,7 +381,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
             self._calls.close(cancel=cancel_futures)
             for actor in list(self._actors):
                 actor.close(wait=False, cancel_futures=cancel_futures)
-            if wait:
+            if wait and not self._calls.ends_before():
                 self._end()
             else:
                 threading.Thread(target=self._end, name="shmexec-cluster-end").start()

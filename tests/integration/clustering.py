@@ -514,6 +514,22 @@ def check_a_client_is_closed_before_its_executor(ex):
     other.shutdown()
 
 
+def check_callbacks_may_shut_it_down(ex):
+    for submit in (
+        lambda other: other.submit(abs, -1),
+        lambda other: other.actor(Counter, 1).add(1),
+    ):
+        other = DaskExecutor(ex.client.scheduler.address)
+        errors = []
+        submit(other).add_done_callback(
+            lambda _, other=other, errors=errors: errors.append(failure(other.shutdown))
+        )
+        until(lambda errors=errors: errors)
+        assert errors == [None]
+        other.shutdown()
+        assert "closed" in repr(other)
+
+
 def check_no_scheduler():
     error = raises(
         shmexec.ClusterError, DaskExecutor, "tcp://127.0.0.1:9", connect_timeout=0.3
