@@ -304,9 +304,6 @@ class Options:
         context: object,
     ) -> Options:
         """Validate what the constructor was given; raises TypeError or ValueError."""
-        if initializer is not None and not callable(initializer):
-            msg = f"initializer must be callable, not {initializer!r}"
-            raise TypeError(msg)
         workers = (
             default_workers()
             if max_workers is None
@@ -327,8 +324,8 @@ class Options:
             start_method=start_method(mp_context),
             segment=segment_kind(),
             name=_name(name),
-            initializer=cast("Callable[..., object] | None", initializer),
-            initargs=_arguments(initargs),
+            initializer=callable_or_none("initializer", initializer),
+            initargs=arguments(initargs),
             max_tasks_per_child=tasks,
             call=CallOptions(cast("Any", timeout), cast("Any", retries)),
             max_restarts=non_negative_int("max_restarts", max_restarts),
@@ -340,7 +337,7 @@ class Options:
             min_free_memory=_free_memory(min_free_memory),
             idle_timeout=seconds_or_none("idle_timeout", idle_timeout),
             threads_per_worker=threads,
-            worker_env=_environment(worker_env),
+            worker_env=environment(worker_env),
             in_process=bool(in_process),
             worker_output=_worker_output(worker_output),
             native=native_wanted(),
@@ -408,7 +405,16 @@ def _worker_output(value: object) -> WorkerOutput:
     return cast("WorkerOutput", value)
 
 
-def _arguments(value: object) -> tuple[Any, ...]:
+def callable_or_none(name: str, value: object) -> Callable[..., object] | None:
+    """Check a function that need not be given."""
+    if value is not None and not callable(value):
+        msg = f"{name} must be callable, not {value!r}"
+        raise TypeError(msg)
+    return value
+
+
+def arguments(value: object) -> tuple[Any, ...]:
+    """Check ``initargs``."""
     try:
         return tuple(cast("tuple[Any, ...]", value))
     except TypeError:
@@ -416,7 +422,8 @@ def _arguments(value: object) -> tuple[Any, ...]:
         raise TypeError(msg) from None
 
 
-def _environment(worker_env: object) -> dict[str, str]:
+def environment(worker_env: object) -> dict[str, str]:
+    """Check ``worker_env``."""
     if worker_env is None:
         return {}
     if not isinstance(worker_env, Mapping):

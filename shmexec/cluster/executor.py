@@ -20,7 +20,9 @@ from shmexec.cluster.connecting import can_reach, connect, reaching
 from shmexec.cluster.figures import ClusterStats, NodeStats
 from shmexec.cluster.inputs import Inputs
 from shmexec.cluster.packing import PackedCall
+from shmexec.cluster.settings import pool_settings
 from shmexec.cluster.watching import Watch
+from shmexec.errors import ClusterError
 from shmexec.options import (
     WORKERS_AT_MOST,
     CallOptions,
@@ -166,6 +168,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
     Raises:
         ClusterError: If there is no scheduler or no node in time, or one of them lacks
             shmexec, has another version, or has no process of its own.
+        SerializationError: If the initializer cannot be pickled.
         TypeError, ValueError: For a setting that makes no sense.
 
     Example:
@@ -193,13 +196,13 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         self._call_options = CallOptions(timeout, retries)
         seconds = seconds_or_none("connect_timeout", connect_timeout)
         keep = 0 if keep_inputs == 0 else byte_count("keep_inputs", keep_inputs)
-        settings = {
-            "initializer": initializer,
-            "initargs": initargs,
-            "threads_per_worker": threads_per_worker,
-            "max_shared_memory": byte_count("max_shared_memory", max_shared_memory),
-            "worker_env": worker_env,
-        }
+        settings = pool_settings(
+            initializer=initializer,
+            initargs=initargs,
+            threads_per_worker=threads_per_worker,
+            max_shared_memory=max_shared_memory,
+            worker_env=worker_env,
+        )
         if seconds is None or keep is None:
             msg = "connect_timeout and keep_inputs cannot be None"
             raise TypeError(msg)
@@ -207,11 +210,19 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         self._at = str(self._client.scheduler.address)
         self._cluster: LocalCluster | None = None
         name = f"shmexec-{uuid.uuid4().hex[:12]}"
-        direct = can_reach(self._client) if own else None
-        if direct:
-            self._client.direct_to_workers = True
-        self._client.register_plugin(Watch(name, self._client.id), name=name)
-        self._client.register_plugin(node.Node(name, settings), name=name)
+        try:
+            direct = can_reach(self._client) if own else None
+            if direct:
+                self._client.direct_to_workers = True
+            self._client.register_plugin(Watch(name, self._client.id), name=name)
+            self._client.register_plugin(node.Node(name, settings), name=name)
+        except BaseException as error:
+            _leave(self._client, name, own=own)
+            if not isinstance(error, Exception) or isinstance(error, ClusterError):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            msg = f"the cluster at {self._at} could not be made ready: {what}"
+            raise ClusterError(msg) from error
         self._calls = Calls(self._client, name, Inputs(self._client, keep, direct))
         self._pool: Any = self._calls
         self._actors: weakref.WeakSet[Actor[Any]] = weakref.WeakSet()

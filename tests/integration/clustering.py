@@ -530,6 +530,39 @@ def check_callbacks_may_shut_it_down(ex):
         assert "closed" in repr(other)
 
 
+def unwelcome():
+    raise KeyError("not here")
+
+
+class Picky:
+    """Can be pickled, and cannot be unpickled."""
+
+    def __reduce__(self):
+        return unwelcome, ()
+
+
+def check_what_fails_at_the_start_leaves_nothing(ex):
+    other = Client(ex.client.scheduler.address, set_as_default=False)
+    before = plugins_of(other)
+    error = raises(
+        shmexec.ClusterError,
+        DaskExecutor,
+        other,
+        initializer=print,
+        initargs=(Picky(),),
+    )
+    assert "not here" in str(error)
+    assert plugins_of(other) == before
+    other.close()
+
+
+def plugins_of(client):
+    def names(dask_scheduler):
+        return sorted(dask_scheduler.plugins), sorted(dask_scheduler.worker_plugins)
+
+    return client.run_on_scheduler(names)
+
+
 def check_no_scheduler():
     error = raises(
         shmexec.ClusterError, DaskExecutor, "tcp://127.0.0.1:9", connect_timeout=0.3
