@@ -233,7 +233,7 @@ class Calls:
         elif status == "error":
             self._fail(future, error_of(remote.exception(), future))
         elif not future.cancelled() and not future.done():
-            self._help(self._recover, future, remote)
+            self.help_out(self._recover, future, remote)
 
     def _settled(self, future: Future[Any]) -> None:
         with self._lock:
@@ -245,13 +245,14 @@ class Calls:
                 self.done += 1
         self._forget(future)
         if not future.unwatched:
-            self._help(future.tell)
+            self.help_out(future.tell)
 
     def _forget(self, future: Future[Any]) -> None:
         with self._lock:
             self._unfinished.discard(future)
 
-    def _help(self, fn: Callable[..., Any], *args: Any) -> None:
+    def help_out(self, fn: Callable[..., Any], *args: Any) -> None:
+        """Have a thread do something that may wait."""
         try:
             self.helpers.submit(fn, *args)
         except RuntimeError:  # after shutdown
@@ -356,7 +357,7 @@ class Calls:
         remote = future.remote
         self._settled(future)
         if remote is not None:
-            self._help(self._cancel, remote, running)
+            self.help_out(self._cancel, remote, running)
 
     def _cancel(self, remote: DaskFuture[Any], running: bool) -> None:
         if self.client.status != "running":

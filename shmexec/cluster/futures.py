@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future as BaseFuture
 from concurrent.futures._base import FINISHED
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -100,6 +101,21 @@ class Future(LocalFuture[T]):
         if self._done_callbacks:
             self.bring()
             self._invoke_callbacks()
+
+    def add_done_callback(self, fn: Callable[[BaseFuture[T]], Any]) -> None:
+        """Call ``fn(future)`` when the value is here, at once if it is."""
+        with self._lock:
+            if not self.settled:
+                super().add_done_callback(fn)
+                return
+        if self._state == FINISHED and not self.failed and not self._has_value():
+            self.calls.help_out(self._bring_for, fn)
+        else:
+            super().add_done_callback(fn)
+
+    def _bring_for(self, fn: Callable[[BaseFuture[T]], Any]) -> None:
+        self.bring()
+        super().add_done_callback(fn)
 
     def _drive(self, timeout: float | None) -> float | None:
         """Wait until it is done and the value is here; the seconds that are left."""

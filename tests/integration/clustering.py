@@ -324,6 +324,24 @@ def check_waiting_as_the_standard_library_does(ex):
     assert values == [5]
 
 
+def check_a_late_callback_waits_for_the_value_elsewhere(ex):
+    future = ex.submit(np.ones, 100_000)
+    wait([future], LONG)
+    seen = []
+
+    def look(done):
+        seen.append((threading.current_thread(), done.fetched, done.result().sum()))
+
+    future.add_done_callback(look)
+    until(lambda: seen)
+    ((thread, fetched, total),) = seen
+    assert thread is not threading.current_thread()
+    assert fetched
+    assert total == 100_000
+    future.add_done_callback(look)  # at once
+    assert seen[1][0] is threading.current_thread()
+
+
 def check_asyncio(ex):
     async def main():
         loop = asyncio.get_running_loop()
