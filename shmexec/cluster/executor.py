@@ -208,7 +208,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
             raise TypeError(msg)
         self._client, own = connect(cluster, seconds)
         self._at = str(self._client.scheduler.address)
-        self._cluster: LocalCluster | None = None
+        self._started: list[LocalCluster] = []  # for it, and closed after it
         name = f"shmexec-{uuid.uuid4().hex[:12]}"
         try:
             direct = can_reach(self._client) if own else None
@@ -217,7 +217,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
             self._client.register_plugin(Watch(name, self._client.id), name=name)
             self._client.register_plugin(node.Node(name, settings), name=name)
         except BaseException as error:
-            _leave(self._client, name, own=own)
+            _leave(self._client, name, [], own=own)
             if not isinstance(error, Exception) or isinstance(error, ClusterError):
                 raise
             what = f"{type(error).__name__}: {error}"
@@ -229,7 +229,9 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         self._ending = threading.Lock()
         self._ended = False
         self._own = own
-        self._finalizer = weakref.finalize(self, _abandon, self._calls, own=own)
+        self._finalizer = weakref.finalize(
+            self, _abandon, self._calls, self._started, own=own
+        )
 
     @classmethod
     def local(
@@ -261,7 +263,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         except BaseException:
             cluster.close()
             raise
-        made._cluster = cluster
+        made._started.append(cluster)
         return made
 
     @property
@@ -410,9 +412,7 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
             self._calls.finish(fetch=self._own)
             self._ended = True
             self._finalizer.detach()
-            _leave(self._client, self._calls.name, own=self._own)
-            if self._cluster is not None:
-                self._cluster.close()
+            _leave(self._client, self._calls.name, self._started, own=self._own)
 
     def __repr__(self) -> str:
         calls = self._calls
@@ -424,30 +424,37 @@ class DaskExecutor(_ClusterCalling, BaseExecutor):  # type: ignore[misc]
         raise TypeError(msg)
 
 
-def _abandon(calls: Calls, *, own: bool) -> None:
+def _abandon(calls: Calls, started: list[LocalCluster], *, own: bool) -> None:
     """The executor was garbage-collected, or the program ends."""
     if threading.main_thread().is_alive():
         # A finalizer waits for nobody; calls that were submitted still run.
-        end = threading.Thread(target=_finish, args=(calls, own))
+        end = threading.Thread(target=_finish, args=(calls, started, own))
         end.start()
     else:
-        _leave(calls.client, calls.name, own=own)
+        _leave(calls.client, calls.name, started, own=own)
 
 
-def _finish(calls: Calls, own: bool) -> None:
+def _finish(calls: Calls, started: list[LocalCluster], own: bool) -> None:
     calls.close(cancel=False)
     calls.finish(fetch=own)
-    _leave(calls.client, calls.name, own=own)
+    _leave(calls.client, calls.name, started, own=own)
 
 
-def _leave(client: Client, name: str, *, own: bool) -> None:
-    """Have the nodes end their pools; the client goes if it was made here."""
+def _leave(
+    client: Client, name: str, started: list[LocalCluster], *, own: bool
+) -> None:
+    """Have the nodes end their pools; the client goes if it was made here.
+
+    And so does a cluster that was.
+    """
     with contextlib.suppress(Exception):  # the scheduler may be gone, or the loop
         client.unregister_scheduler_plugin(name)
         client.unregister_worker_plugin(name)
     if own:
         with contextlib.suppress(Exception):
             client.close()
+    for cluster in started:
+        cluster.close()
 
 
 class OptionsView(_ClusterCalling):
