@@ -77,12 +77,16 @@ def _wait_for_nodes(client: Client, deadline: Deadline) -> None:
     try:
         client.wait_for_workers(1, timeout=max(0.1, deadline.remaining() or 0.1))
     except (OSError, TimeoutError) as error:
-        address = client.scheduler.address
-        msg = (
-            f"the scheduler at {address} has no nodes: start some with "
-            f"`dask worker {address} --nworkers 1`, one on each machine"
-        )
-        raise ClusterError(msg) from error
+        raise _no_nodes(client) from error
+
+
+def _no_nodes(client: Client) -> ClusterError:
+    address = client.scheduler.address
+    msg = (
+        f"the scheduler at {address} has no nodes: start some with "
+        f"`dask worker {address} --nworkers 1`, one on each machine"
+    )
+    return ClusterError(msg)
 
 
 def refuse_in_process(address: str) -> None:
@@ -109,7 +113,8 @@ def check(client: Client) -> None:
             )
             raise ClusterError(msg)
         _check_same(place, "shmexec", version, wanted[0])
-        _check_same(place, "Python", _minor(pythons[place]), wanted[1])
+        if place in pythons:  # else the node has left since
+            _check_same(place, "Python", _minor(pythons[place]), wanted[1])
 
 
 def _check_same(place: str, what: str, there: Any, here: str) -> None:
@@ -143,7 +148,11 @@ def _ask_all(client: Client, fn: Callable[..., str], *args: str) -> Mapping[str,
 
 
 def can_reach(client: Client) -> bool:
-    """Whether nodes can be reached from here, not only through the scheduler."""
+    """Whether nodes can be reached from here, not only through the scheduler.
+
+    Raises:
+        ClusterError: If there are none any more.
+    """
     from distributed.comm import connect as open_comm
 
     async def reach(address: str) -> bool:
@@ -156,5 +165,7 @@ def can_reach(client: Client) -> bool:
         await comm.close()
         return True
 
-    address = next(iter(client.nthreads()))
+    address = next(iter(client.nthreads()), None)
+    if address is None:
+        raise _no_nodes(client)
     return bool(client.sync(reach, address))

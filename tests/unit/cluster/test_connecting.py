@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import shmexec
-from shmexec.cluster.connecting import check, refuse_in_process
+from shmexec.cluster.connecting import can_reach, check, refuse_in_process
 from shmexec.errors import ClusterError
 
 
@@ -67,3 +67,19 @@ def test_threads_of_a_program_are_no_cluster():
     refuse_in_process("tcp://10.0.0.1:8786")
     with pytest.raises(ClusterError, match=r"inproc://.*processes=True"):
         refuse_in_process("inproc://10.0.0.1/12/1")
+
+
+def test_nodes_may_leave_meanwhile():
+    class Leaving(FakeClient):
+        def run(self, fn, *args, on_error):
+            if fn is metadata.version:
+                return super().run(fn, *args, on_error=on_error)
+            return {}
+
+        def nthreads(self):
+            return {}
+
+    client = Leaving(HERE, HERE)
+    check(client)
+    with pytest.raises(ClusterError, match="no nodes"):
+        can_reach(client)
