@@ -348,12 +348,25 @@ class NodeActor:
                 self._turn.notify_all()
 
     async def take(self, number: int) -> Cargo | None:
-        """The next item of a stream, None at the end."""
-        return await _next_of(self._streams[number])
+        """The next item of a stream, None at the end.
+
+        Raises:
+            CallFailed: If there is an exception in its place.
+        """
+        try:
+            item = await _next_of(self._streams[number])
+        except CallFailed:
+            self._streams.pop(number, None)
+            raise
+        if item is None:
+            self._streams.pop(number, None)
+        return item
 
     async def end(self, number: int, cancel: bool) -> None:
-        """Have a stream closed, or stopped."""
-        _end(self._streams.pop(number), cancel)
+        """Have a stream closed, or stopped, if it has not ended by itself."""
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            _end(stream, cancel)
 
     async def state(self) -> str:
         """See :attr:`shmexec.Actor.state`."""
