@@ -228,8 +228,8 @@ class Calls:
             return  # it was sent again since
         status = remote.status
         if status == "finished":
-            future.land()
-            self._settled(future)
+            if future.land():
+                self._settled(future)
         elif status == "error":
             self._fail(future, error_of(remote.exception(), future))
         elif not future.cancelled() and not future.done():
@@ -266,8 +266,8 @@ class Calls:
             self._fail(future, error)
 
     def _fail(self, future: Future[Any], error: BaseException) -> None:
-        future.settle(error)
-        self._settled(future)
+        if future.settle(error):
+            self._settled(future)
 
     def _send_again(self, future: Future[Any], lost: DaskFuture[Any] | None) -> None:
         """Send a call that is lost there, unless another thread has done so."""

@@ -61,18 +61,27 @@ class Future(LocalFuture[T]):
         # answer, or the loss of the scheduler, ends that.
         self._fetching = threading.Lock()
 
-    def land(self) -> None:
-        """The call has ended well; for the executor only."""
-        with self._lock:
-            if self.settled:
-                return
-            self._finish(cast("T", None))
+    def land(self) -> bool:
+        """The call has ended well; for the executor only.
 
-    def settle(self, error: BaseException) -> None:
-        """The call has failed; for the executor only."""
+        Returns:
+            Whether that is news: it may have been cancelled, say.
+        """
         with self._lock:
             if self.settled:
-                return
+                return False
+            self._finish(cast("T", None))
+        return True
+
+    def settle(self, error: BaseException) -> bool:
+        """The call has failed; for the executor only.
+
+        Returns:
+            As :meth:`land`.
+        """
+        with self._lock:
+            if self.settled:
+                return False
             self.call = None
             self._exception = error
             self._state = FINISHED
@@ -80,6 +89,7 @@ class Future(LocalFuture[T]):
                 waiter.add_exception(self)
             if self._made is not None:
                 self._made.notify_all()
+        return True
 
     def is_at(self, remote: DaskFuture[Any] | None) -> bool:
         """Whether this is where it was sent to last; for the executor only."""
