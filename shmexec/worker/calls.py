@@ -34,6 +34,7 @@ class Calls:
         self._memory = memory
         self._mark = mark
         self._functions: dict[bytes, Callable[..., Any]] = {}
+        self._pickled: dict[bytes, bytes] = {}  # until modules are reloaded
         self.running = False
         """Whether user code runs now, so that it can be interrupted."""
         self.reloads: list[str] = []
@@ -135,13 +136,24 @@ class Calls:
         from shmexec.worker.reloading import reload_all
 
         names, self.reloads = self.reloads, []
-        reload_all(names)
+        try:
+            reload_all(names)
+        finally:
+            while self._pickled:
+                self._load(*self._pickled.popitem())
 
     def define(self, digest: bytes, pickled: bytes) -> None:
         """Learn a function that calls to come will refer to; unlearn it if empty."""
         if not pickled:
             self._functions.pop(digest, None)
-            return
+            self._pickled.pop(digest, None)
+        elif self.reloads:
+            # It may refer to what is only in the new modules, and is not to have the old.
+            self._pickled[digest] = pickled
+        else:
+            self._load(digest, pickled)
+
+    def _load(self, digest: bytes, pickled: bytes) -> None:
         try:
             self._functions[digest] = pickle.loads(pickled)
         except BaseException as error:  # noqa: BLE001  (reported by the call that needs it)

@@ -86,6 +86,19 @@ def test_functions_that_use_it(make_executor, edited):
     assert executor.submit(lambda: edited_module.version() + "").result() == "second"
 
 
+def test_functions_that_the_worker_does_not_know_yet(make_executor, edited):
+    executor = make_executor(1)
+    module = edited.module
+    assert executor.submit(module.version).result() == "first"
+    edited.reload(SECOND + "def added(): return 'added'\n")
+    added = module.added
+    assert executor.submit(lambda: added() + module.version()).result() == "addedsecond"
+    edited.reload(SECOND)
+    model = module.Model
+    is_one = executor.submit(lambda x: type(x) is model is module.Model, model())
+    assert is_one.result()
+
+
 @pytest.mark.one_kind
 def test_who_has_it_of_before(make_executor, edited):
     """Names that other modules imported, and instances that live in the worker."""
