@@ -8,6 +8,9 @@ That a module was reloaded shows in its ``__spec__``, which is another object th
 module is looked at as a function refers to it; all of them only when somebody says that
 it is time, as notebooks do with each cell (:mod:`shmexec.runtime.cells`), since that takes
 as long as ten calls.
+
+What is found together is told in the order in which it was reloaded, since one may take
+names from another: a module that is reloaded becomes the last of ``sys.modules``.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Reloads:
         if seen is not spec and sys.modules.get(name) is module:
             self._specs[name] = spec
             if seen is not None:
-                self._note({name})
+                self._note([name])
 
     def watch(self, marks: Callable[[], Marks]) -> None:
         """Look also at other marks, besides the modules' own, and at all from now on."""
@@ -55,9 +58,12 @@ class Reloads:
         self.look()
 
     def since(self, stamp: int) -> tuple[list[str], int]:
-        """Modules that were reloaded since then, and the stamp of that."""
+        """Modules that were reloaded since then, and the stamp of that.
+
+        Each once, in the order of the last time.
+        """
         names = self._names[stamp:]
-        return list(dict.fromkeys(names)), stamp + len(names)
+        return list(dict.fromkeys(reversed(names)))[::-1], stamp + len(names)
 
     def look(self) -> None:
         """Look at all modules."""
@@ -71,12 +77,13 @@ class Reloads:
         changed = set(_changed(self._specs, specs))
         for marks, seen in self._others:
             changed |= set(_changed(seen, marks()))
-        self._note(changed)
+        ranks = {name: rank for rank, (name, _) in enumerate(modules)}
+        self._note(sorted(changed, key=lambda name: (ranks.get(name, -1), name)))
 
-    def _note(self, names: set[str]) -> None:
+    def _note(self, names: list[str]) -> None:
         theirs = [
             name
-            for name in sorted(names)
+            for name in names
             if name != "__main__"
             and name.partition(".")[0] != _OWN
             and len(name) < NAME_AT_MOST

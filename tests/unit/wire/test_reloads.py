@@ -12,12 +12,25 @@ from shmexec.wire.reloads import NAME_AT_MOST, Reloads
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    """A module of its own, in ``sys.modules``."""
-    (tmp_path / "reloaded_here.py").write_text("value = 1\n")
+def make_module(tmp_path, monkeypatch):
+    """Makes modules, in ``sys.modules``."""
+    made = []
+
+    def make(name):
+        (tmp_path / f"{name}.py").write_text("value = 1\n")
+        made.append(name)
+        return importlib.import_module(name)
+
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield importlib.import_module("reloaded_here")
-    del sys.modules["reloaded_here"]
+    yield make
+    for name in made:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def module(make_module):
+    """One of its own."""
+    return make_module("reloaded_here")
 
 
 def test_a_module_that_a_call_refers_to(module):
@@ -50,6 +63,20 @@ def test_all_are_looked_at_when_it_is_time(module):
     assert reloads.since(0) == ([], 0)
     reloads.look()
     assert reloads.since(0) == (["reloaded_here"], 1)
+
+
+def test_they_are_told_in_the_order_in_which_they_were_reloaded(make_module):
+    reloads = Reloads()
+    others = [make_module(f"{letter}_reloaded_here") for letter in "abc"]
+    reloads.look()
+    one, two, three = others
+    for module in (three, one, two):
+        importlib.reload(module)
+    reloads.look()
+    assert reloads.since(0)[0] == [each.__name__ for each in (three, one, two)]
+    importlib.reload(three)
+    reloads.look()
+    assert reloads.since(0)[0] == [each.__name__ for each in (one, two, three)]
 
 
 def test_another_module_in_its_place_counts(module):
