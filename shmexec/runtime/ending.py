@@ -149,9 +149,10 @@ class Ending:
         self._starting.close()
         pool.host.remove_poke(self._leading.poke)
         pool.host.close_account(pool, pool.options.family)
-        lifecycle.unregister(pool)
         self._leading.close()
         stands.gone.set()
+        # Afterwards, since it may wait for a thread.
+        lifecycle.unregister(pool)
         pool.give_remarks()
 
     # -- a copy ------------------------------------------------------------------------

@@ -404,4 +404,4 @@ class Pool(Attended):
     def _stats(self) -> Stats:
         """The same, with the lock held."""
         with self._whole:
-            return self._counting.stats(gone=self.stands.gone.is_set())
+            return self._counting.stats()

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 import shmexec
+from shmexec.memory.host import Host
 from tests.contract import calls
 from tests.waiting import wait_until
 
@@ -49,6 +50,23 @@ def test_submitted_calls_still_run(fresh_executor):
     futures = [fresh_executor.submit(calls.add, i, 1) for i in range(50)]
     fresh_executor.shutdown()
     assert [future.result() for future in futures] == list(range(1, 51))
+
+
+@pytest.mark.one_kind
+def test_as_it_ends_it_can_be_looked_at(make_executor, monkeypatch):
+    executor, seen = make_executor(1), []
+    close = Host.close_account
+
+    def close_and_look(*args):
+        close(*args)
+        seen.append((executor.stats().shared_memory_budget, executor.health().state))
+        repr(executor)
+
+    monkeypatch.setattr(Host, "close_account", close_and_look)
+    executor.submit(abs, 1).result()
+    executor.shutdown()
+    assert seen == [(0, "closing")]
+    assert executor.stats().shared_memory_budget == 0
 
 
 @pytest.mark.every_start
