@@ -78,14 +78,15 @@ def unregister(pool: Attended) -> None:
     """It has ended: nothing is left to look after."""
     global _presence
     _pools.pop(id(pool), None)
-    if _presence is None:
-        return
+    # Closed under the lock, since no child may be forked with a socket that nobody knows;
+    # its thread, which is waited for, takes no such lock.
     with _lock:
-        if any(each.leading.started for each in pools()):
+        if _presence is None or any(each.leading.started for each in pools()):
             return
-        found, _presence = _presence, None
-    if found is not None:
-        found.close()
+        try:
+            _presence.close()
+        finally:
+            _presence = None
 
 
 def appear() -> None:

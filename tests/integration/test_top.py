@@ -315,6 +315,22 @@ def test_a_forked_child_closes_the_socket(fresh_executor):
     assert _look(os.getpid()).answers
 
 
+def test_no_child_is_forked_while_the_socket_is_closed(make_executor, monkeypatch):
+    executor, seen = make_executor(), []
+    executor.submit(abs, -1).result()
+    assert wait_until(lambda: lifecycle._presence is not None)
+    close = presence.Presence.close
+
+    def look_and_close(self):
+        seen.append((lifecycle._presence is self, lifecycle._lock.locked()))
+        close(self)
+
+    monkeypatch.setattr(presence.Presence, "close", look_and_close)
+    executor.shutdown()
+    assert seen == [(True, True)]
+    assert (lifecycle._presence, lifecycle._lock.locked()) == (None, False)
+
+
 def test_a_pool_goes_on_where_no_socket_can_be_had(make_executor, monkeypatch):
     def refuse(_describe):
         raise OSError(24, "Too many open files")
