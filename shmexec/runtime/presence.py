@@ -77,7 +77,7 @@ def peer_of(sock: socket.socket) -> int | None:
 def message(pools: Iterable[Callable[[Deadline], dict[str, Any]]]) -> bytes:
     """What all pools of this process are at, as JSON.
 
-    Pools for which there is no room are counted.
+    Pools for which there is no room, and those that cannot be looked at, are counted.
     """
     import json  # here: most programs are never asked
 
@@ -85,7 +85,11 @@ def message(pools: Iterable[Callable[[Deadline], dict[str, Any]]]) -> bytes:
     told: list[str] = []
     room, left_out = BYTES_AT_MOST, 0
     for facts in pools:
-        text = json.dumps(facts(deadline))
+        try:
+            text = json.dumps(facts(deadline))
+        except Exception:  # noqa: BLE001  (of one: the others are told all the same)
+            left_out += 1
+            continue
         room -= len(text)
         if room < 0:
             left_out += 1

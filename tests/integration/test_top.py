@@ -375,6 +375,14 @@ def test_it_answers_again_after_errors_and_without_descriptors(monkeypatch):
             assert sock.recv(100) == answer
 
 
+def test_a_pool_that_cannot_be_looked_at_hides_no_others():
+    def bad(_deadline):
+        raise ValueError
+
+    told = json.loads(presence.message([bad, lambda _deadline: {"name": "good"}]))
+    assert (told["pools"], told["left_out"]) == ([{"name": "good"}], 1)
+
+
 def test_a_great_many_pools_are_told_as_far_as_there_is_room():
     def pool(_deadline):
         return {"name": "x" * 30_000}
