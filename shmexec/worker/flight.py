@@ -222,10 +222,11 @@ class Flight:
             ).with_traceback(error.__traceback__)
         return dump_error(error)
 
-    def _reply(self, message: Message, outcome: Outcome, started: float) -> Kind:
+    def _reply(self, message: Message, outcome: Outcome, started: float = 0.0) -> Kind:
+        """Send it; an item of a stream does not say when its call has started."""
         if os.getpid() != self._pid:
             os._exit(0)  # user code forked, and its child came back from the call
-        seconds = now() - started
+        seconds = now() - started if started else 0.0
         kind = self._replies.reply(message, *outcome, seconds, started)
         if self._line.postponed:
             # Replying may wait for room; what came meanwhile would not wake anybody.
@@ -259,7 +260,7 @@ class Flight:
             if outcome[0] is Kind.ERROR:
                 await _guarded(steps.aclose(), self._calls.note_running)
                 return outcome
-            sent = self._reply(message, (Kind.ITEM, outcome[1]), now())
+            sent = self._reply(message, (Kind.ITEM, outcome[1]))
             if sent is Kind.ERROR:  # there was no room for it: that was the reply
                 await _guarded(steps.aclose(), self._calls.note_running)
                 return None

@@ -233,6 +233,18 @@ def test_several_calls_at_a_time_have_lanes(make_executor, gate):
     assert len(ax.get_yticks()) == 4
 
 
+@one_kind
+def test_a_stream_beside_other_calls_begins_before_its_first_item(make_executor):
+    executor = make_executor(1)
+    node = executor.actor(models.Service, max_concurrency=4)
+    node.get("now").result()
+    with executor.profile() as profile:
+        assert len(list(node.stream("count", 3, 10**6))) == 3
+    [row] = profile._tape.read().rows
+    assert row["sent"] <= row["began"]
+    assert row["began"] + row["seconds"] <= row["replied"]
+
+
 def test_in_process():
     with shmexec.Executor(in_process=True) as executor:
         with executor.profile() as profile:
