@@ -63,7 +63,8 @@ def _reduce_index(index: Any, buffers: Buffers) -> Any:
     if type(values) is not np.ndarray or values.nbytes < INLINE_LIMIT:
         return NotImplemented
     address = values.__array_interface__["data"][0]
-    place = type(index), index.dtype, address, values.shape, values.strides
+    freq = getattr(index, "freq", None)  # of times: not in the memory, either
+    place = type(index), index.dtype, freq, address, values.shape, values.strides
     first = buffers.seen.setdefault(place, index)
     return NotImplemented if first is index else (rebuild_index, (first, index.name))
 

@@ -86,6 +86,14 @@ def test_pandas(there_and_back, frame, nbytes):
     pd.testing.assert_frame_equal(pd.DataFrame(result), pd.DataFrame(frame))
 
 
+def test_indexes_on_one_memory_keep_their_frequencies(pool):
+    times = pd.date_range("2020", periods=N, freq="s")
+    plain = pd.DatetimeIndex(times.to_numpy(), copy=False)
+    for indexes in [(times, plain), (plain, times)]:
+        result = pool.submit(calls.same, indexes).result()
+        assert [each.freq for each in result] == [each.freq for each in indexes]
+
+
 @pytest.mark.parametrize("dtype", ["string[pyarrow]", "int64[pyarrow]", "str"])
 def test_pandas_on_arrow(there_and_back, dtype):
     pa = pytest.importorskip("pyarrow")
