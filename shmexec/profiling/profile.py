@@ -89,10 +89,10 @@ class Profile:
         try:
             for pool in owner._pools():  # noqa: SLF001
                 pool.start_recording(self._tape)
+            self._look(owner)
         except BaseException:
             self._stop()
             raise
-        self._look(owner)
         return self
 
     def __exit__(
@@ -108,12 +108,14 @@ class Profile:
             owner, self._owner = self._owner, None
         if owner is None:
             return
-        self._end = now()
-        self._look(owner)
-        if self._tape in owner._tapes:  # noqa: SLF001
-            owner._tapes.remove(self._tape)  # noqa: SLF001
-        self._tape.stop()
-        self._over = True
+        try:
+            self._end = now()
+            self._look(owner)
+        finally:
+            if self._tape in owner._tapes:  # noqa: SLF001
+                owner._tapes.remove(self._tape)  # noqa: SLF001
+            self._tape.stop()
+            self._over = True
 
     def _look(self, owner: _Owner) -> None:
         """Note which pools there are, and their workers."""

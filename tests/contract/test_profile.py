@@ -291,6 +291,24 @@ def test_a_profile_records_once(executor):
 
 
 @one_kind
+def test_it_ends_even_if_its_pools_cannot_be_looked_at(make_executor, monkeypatch):
+    executor, profile = make_executor(1), None
+    with pytest.raises(ValueError, match="no figures"):
+        with executor.profile() as profile:
+            executor.submit(calls.same, 1).result()
+            monkeypatch.setattr(executor._pool, "stats", _no_figures)
+    assert len(profile.calls) == 1
+    with pytest.raises(ValueError, match="no figures"), executor.profile():
+        pass
+    assert executor._pool._tables.recorder is None
+    assert not executor._tapes
+
+
+def _no_figures():
+    raise ValueError("no figures")
+
+
+@one_kind
 def test_calls_of_many_threads(executor):
     def some(number):
         return [executor.submit(calls.add, number, i).result() for i in range(20)]
