@@ -304,8 +304,8 @@ class CallRecord:
     by_reference_in: int
     """Bytes of arguments passed without a copy."""
     copied_again: int
-    """Bytes of ``copied_in`` of arrays of 1 MB and more that lay where those of an
-    earlier call did: the same ones, as it seems."""
+    """Bytes of ``copied_in`` of arrays of 1 MB and more that an earlier call was given,
+    too: the same ones, or other views of them."""
     copied_out: int
     """Bytes of results that the worker copied into shared memory."""
     by_reference_out: int

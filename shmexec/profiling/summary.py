@@ -74,7 +74,7 @@ class Summary:
     by_reference_in: int
     """Bytes of arguments that were passed without a copy."""
     copied_again: int
-    """Bytes of ``copied_in`` from places that earlier calls were given, too."""
+    """Bytes of ``copied_in`` of arrays that earlier calls were given, too."""
     copied_out: int
     """Bytes of results that were copied."""
     by_reference_out: int

@@ -11,6 +11,7 @@ The caller holds the pool's lock, but for :meth:`Recorder.note_arguments` and
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -83,7 +84,9 @@ class Recorder:
         ] = {}  # of calls that are about to be finished
         self._ended: deque[_Entry] = deque()  # not on the tapes yet
         self._workers: dict[int, Who] = {}
-        self._places: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._places: OrderedDict[tuple[int, int], weakref.ref[np.ndarray]] = (
+            OrderedDict()
+        )
 
     # -- on their way in ---------------------------------------------------------------
 
@@ -98,10 +101,16 @@ class Recorder:
         call.again = min(again, call.copied)
 
     def _is_known(self, array: np.ndarray) -> bool:
-        """Whether an array was at that place in an earlier call, too."""
+        """Whether an array, or another view of the same, was in an earlier call, too."""
+        owner = array
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
         place = array.__array_interface__["data"][0], array.nbytes
-        known = place in self._places
-        self._places[place] = None
+        before = self._places.get(place)
+        # A place alone tells nothing: memory that was freed is used again.
+        known = before is not None and before() is owner
+        if not known:
+            self._places[place] = weakref.ref(owner)
         if len(self._places) > PLACES_AT_MOST:
             self._places.popitem(last=False)
         return known

@@ -99,6 +99,19 @@ def test_bytes_agree_with_the_figures(make_executor):
     assert found.outcomes == {"done": 9}
 
 
+@one_kind
+def test_what_was_copied_again_is_not_told_by_its_address(make_executor):
+    executor = make_executor(1)
+    memory = bytearray(2 * MEGABYTE.nbytes)
+    kept = np.frombuffer(memory, np.uint8)
+    with executor.profile() as profile:
+        for array in (kept, kept[:], kept.view(np.int8), kept[: MEGABYTE.nbytes]):
+            executor.submit(np.sum, array).result()
+        for _ in range(3):  # each another array, where the one before was
+            executor.submit(np.sum, np.frombuffer(memory, np.uint8)).result()
+    assert profile.summary().copied_again == 2 * kept.nbytes
+
+
 # -- what becomes of calls ---------------------------------------------------------------
 
 
