@@ -12,14 +12,22 @@ import importlib
 import sys
 import traceback
 from contextlib import suppress
+from enum import EnumMeta
 from importlib.machinery import SourceFileLoader
-from types import FunctionType, ModuleType
+from types import (
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+)
 from typing import Any
 
 from shmexec.wire import functions
 
 _OF_A_FUNCTION = ("__code__", "__defaults__", "__kwdefaults__", "__annotations__")
 _OF_A_CLASS = frozenset({"__dict__", "__weakref__", "__module__"})
+_OF_ONE_LAYOUT = (MemberDescriptorType, GetSetDescriptorType)
+"""What reads and writes slots; refuses instances of other classes."""
 
 
 def reload_all(names: list[str]) -> None:
@@ -77,16 +85,18 @@ def _renew(old: Any, new: Any) -> None:
 
 
 def _renew_class(old: type, new: type) -> None:
+    # The members of an Enum, and what finds them, belong to the one class alone.
+    members = isinstance(old, EnumMeta) or isinstance(new, EnumMeta)
     for name, value in list(vars(new).items()):
-        if name in _OF_A_CLASS:
+        if name in _OF_A_CLASS or isinstance(value, _OF_ONE_LAYOUT):
             continue
         before = vars(old).get(name)
         if type(before) is FunctionType and type(value) is FunctionType:
             _renew(before, value)
-        else:
-            with suppress(AttributeError, TypeError):  # an Enum's, say
+        elif not members:
+            with suppress(AttributeError, TypeError):  # a metaclass may refuse
                 setattr(old, name, value)
-    for each in gc.get_referrers(old):
+    for each in () if members else gc.get_referrers(old):
         if type(each) is old:
             with suppress(TypeError):  # of another layout: it stays what it is
                 each.__class__ = new
