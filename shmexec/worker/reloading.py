@@ -48,7 +48,7 @@ def _reload(module: ModuleType) -> None:
     before = dict(vars(module))
     try:
         _run_again(module)
-    except Exception:  # noqa: BLE001  (as the module's own; it is told)
+    except (Exception, SystemExit):  # noqa: BLE001  (as the module's own; it is told)
         vars(module).update(before)
         text = traceback.format_exc()
         sys.stderr.write(f"[{module.__name__} cannot be reloaded here: {text}]\n")

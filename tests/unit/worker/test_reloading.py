@@ -63,3 +63,12 @@ def test_instances_with_slots(module):
     made = point(2)  # by who imported the class before
     made.x += 1
     assert (made.x, made.shown()) == (3, "second")
+
+
+def test_one_that_ends_the_program_stays_as_it_was(module, capsys):
+    color = module.Color
+    with open(module.__file__, "a") as file:
+        file.write("raise SystemExit(3)\n")
+    reload_all([NAME])
+    assert module.Color is color
+    assert "SystemExit: 3" in capsys.readouterr().err
