@@ -18,6 +18,9 @@ import numpy as np
 CALLS_AT_MOST = 100_000_000
 """Rows of the largest tape."""
 
+COPIED_AT_ONCE = 10_000
+"""Rows that are copied while nobody can note a call: about 1 MB."""
+
 
 class Outcome(IntEnum):
     """What became of a call."""
@@ -196,14 +199,25 @@ class Tape:
 
     def read(self) -> Recording:
         """What was noted so far."""
+        data, done, count = bytearray(), 0, 1
+        while done < count:
+            # A part at a time: who waits for the lock to note a call has its pool's.
+            with self._lock:
+                count = self.count
+                oldest = max(0, count - self._max_calls)
+                if (
+                    done < oldest
+                ):  # at the begin, or others have written over what is next
+                    data, done = bytearray(), oldest
+                at = done % self._max_calls
+                end = min(at + COPIED_AT_ONCE, at + count - done, self._max_calls)
+                data += self._data[at * ROW_BYTES : end * ROW_BYTES]
+                done += end - at
         with self._lock:
-            rows = np.frombuffer(bytes(self._data), DTYPE)
-            count = self.count
             names, errors, workers = (
                 tuple(each) for each in (self._names, self._errors, self._workers)
             )
-        if count > self._max_calls:
-            rows = np.roll(rows, -(count % self._max_calls))
+        rows = np.frombuffer(data, DTYPE)[-self._max_calls :]
         return Recording(rows, names, errors, workers, count - len(rows))  # type: ignore[arg-type]
 
 

@@ -103,6 +103,43 @@ def test_lanes_and_cover():
 # -- the tape ------------------------------------------------------------------------------
 
 
+class Interleaved:
+    """A tape's lock; each time that it was free others note calls."""
+
+    def __init__(self, tape, calls):
+        self._tape, self._left = tape, list(calls)
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        (number, *left), self._left = self._left or [0], []
+        note(self._tape, number)
+        self._left = left
+
+
+def note(tape, number):
+    for _ in range(number):
+        i = tape.count
+        tape.add(unsent(Outcome.CANCELLED, i, i), "f")
+
+
+@pytest.mark.parametrize(
+    "more", [(), (1,), (1, 1, 1), (2, 0, 3), (9,), (0, 9, 3, 3, 1)]
+)
+@pytest.mark.parametrize("noted", [0, 1, 3, 4, 7, 8, 13, 16, 30])
+def test_a_tape_is_read_in_parts_while_calls_are_noted(monkeypatch, noted, more):
+    monkeypatch.setattr(tapes, "COPIED_AT_ONCE", 3)
+    tape = Tape(8)
+    note(tape, noted)
+    tape._lock = Interleaved(tape, more)
+    read = tape.read()
+    queued = [int(number) for number in read.rows["queued"]]
+    count = read.lost + len(queued)
+    assert noted <= count <= tape.count
+    assert queued == list(range(max(0, count - 8), count))
+
+
 def test_a_full_tape_keeps_the_latest():
     tape = Tape(3)
     for i in range(8):
