@@ -11,6 +11,7 @@ import contextvars
 import ctypes
 import dataclasses
 import functools
+import gc
 import threading
 import weakref
 from collections.abc import Callable
@@ -67,6 +68,7 @@ def overwrite(value: float) -> None:
 
 def forget() -> None:
     """Keep nothing any more."""
+    gc.enable()
     for thing in KEPT:
         if isinstance(thing, Waiting):
             thing.end()
@@ -404,6 +406,7 @@ def weak_reference_with_callback():
 
 @trap
 def uncollected_cycle():
+    gc.disable()  # until it is forgotten
     y = fresh()
     cycle = [y]
     cycle.append(cycle)
