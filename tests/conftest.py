@@ -118,7 +118,7 @@ def _held(host: Host) -> dict[str, int]:
 
 
 def _pools_are_open() -> bool:
-    return any(not pool.stands.gone.is_set() for pool in list(lifecycle._pools))
+    return any(not pool.stands.gone.is_set() for pool in lifecycle.pools())
 
 
 @dataclass

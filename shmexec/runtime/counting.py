@@ -9,6 +9,7 @@ from collections.abc import Hashable
 
 from shmexec.figures import Stats, WorkerStats
 from shmexec.memory import native
+from shmexec.memory.budget import NotOpen
 from shmexec.memory.host import Block
 from shmexec.runtime.calls import PackedCall
 from shmexec.runtime.guard import Guard
@@ -61,12 +62,8 @@ class Counting:
         self._buried += handle.copied_out
         self._add_blocks(*handle.blocks)
 
-    def stats(self, *, gone: bool) -> Stats:
-        """See :meth:`shmexec.Executor.stats`.
-
-        Args:
-            gone: Whether the pool has ended.
-        """
+    def stats(self) -> Stats:
+        """See :meth:`shmexec.Executor.stats`."""
         machine, handles = self._machine, self._workers.values()
         self._host.settle()
         workers = tuple(
@@ -77,7 +74,10 @@ class Counting:
         recycled, faulted = (sum(each) for each in zip(*blocks, strict=True))
         with self._host.lock:
             used = self._host.budget.used(self._account)
-            budget = 0 if gone else self._host.budget.limit(self._account)
+            try:
+                budget = self._host.budget.limit(self._account)
+            except NotOpen:  # it has ended
+                budget = 0
         return Stats(
             name=self._options.name,
             max_workers=machine.max_workers,

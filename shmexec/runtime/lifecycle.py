@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from shmexec.memory.host import Host
 from shmexec.memory.segment import Kind
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from shmexec.runtime.pool import Pool
     from shmexec.runtime.workers import WorkerHandle
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: weakref.WeakValueDictionary[int, Pool] = weakref.WeakValueDictionary()
+"""By their ids; looked at by :func:`pools`."""
+
 _hosts: dict[Kind, Host] = {}
 _lock = threading.Lock()
 _exiting = False
@@ -68,17 +70,19 @@ def host(kind: Kind, at_least: int | None = None) -> Host:
 
 def register(pool: Pool) -> None:
     """Have a pool looked after."""
-    _pools.add(pool)
+    _pools[id(pool)] = pool
 
 
 def unregister(pool: Attended) -> None:
     """It has ended: nothing is left to look after."""
-    _pools.discard(cast("Pool", pool))
+    _pools.pop(id(pool), None)
 
 
 def pools() -> list[Pool]:
     """The pools of this process that have not ended."""
-    return list(_pools)
+    # Copied by one C call: other threads make and end pools meanwhile.
+    refs = _pools.valuerefs()
+    return [pool for ref in refs if (pool := ref()) is not None]
 
 
 def exiting() -> bool:
@@ -90,14 +94,14 @@ def _at_exit() -> None:
     """Finish what was submitted, as ``ProcessPoolExecutor`` does, then end workers."""
     global _exiting
     try:
-        for pool in list(_pools):
+        for pool in pools():
             pool.take_in()
         _exiting = True
-        for pool in list(_pools):
+        for pool in pools():
             pool.shutdown(wait=True)
     except KeyboardInterrupt:
         _exiting = True
-        for pool in list(_pools):
+        for pool in pools():
             pool.halt()
         raise
 
@@ -119,7 +123,7 @@ def _after_fork_in_child() -> None:
     _lock, launch = threading.Lock(), threading.Lock()
     steps: list[Callable[[], object]] = [
         *(found.after_fork_in_child for found in _hosts.values()),
-        *(partial(pool.after_fork_in_child, keep_in_child) for pool in list(_pools)),
+        *(partial(pool.after_fork_in_child, keep_in_child) for pool in pools()),
         *(partial(handle.close_in_child, keep_in_child) for handle in opening),
         forget_fork_server,
     ]

@@ -353,4 +353,4 @@ class Pool(Attended):
     def stats(self) -> Stats:
         """See :meth:`shmexec.Executor.stats`."""
         with self._lock, self._whole:
-            return self._counting.stats(gone=self.stands.gone.is_set())
+            return self._counting.stats()

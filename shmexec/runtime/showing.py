@@ -36,12 +36,16 @@ class Busy(Exception):
 
 @contextmanager
 def _held(lock: Lock) -> Iterator[None]:
-    if not lock.acquire(timeout=_LOCKED_WITHIN):
-        raise Busy
+    got: list[bool] = []
     try:
+        # One C call, so that an interrupt cannot fall between lock and note.
+        got.extend(map(lock.acquire, (True,), (_LOCKED_WITHIN,)))
+        if not got[0]:
+            raise Busy
         yield
     finally:
-        lock.release()
+        if got and got[0]:
+            lock.release()
 
 
 class _Seen(NamedTuple):

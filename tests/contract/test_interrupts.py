@@ -20,6 +20,7 @@ import pytest
 
 import shmexec
 from shmexec.runtime.leading import READ
+from shmexec.runtime.showing import _held
 from tests.contract import calls
 from tests.contract.models import Counter
 from tests.interrupts import Interrupter
@@ -375,6 +376,25 @@ def test_an_interrupt_at_every_place(make_executor, way):
     executor.broadcast(calls.pid)
     way(executor)
     strike_at(executor, way, range(1, count(executor, way) + 1))
+
+
+@pytest.mark.one_kind
+def test_who_looks_at_a_pool_does_not_leave_it_locked():
+    lock = threading.Lock()
+
+    def look():
+        with _held(lock):
+            pass
+
+    places = Interrupter(0)
+    places.run(look)
+    # 3.12 was seen to have none.
+    assert places.seen or sys.version_info[:2] == (3, 12)
+    for at in range(1, places.seen + 1):
+        with pytest.raises(KeyboardInterrupt):
+            Interrupter(at).run(look)
+        gc.collect()
+        assert not lock.locked(), at
 
 
 def interrupt_often(executor, presses, seed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from concurrent.futures import CancelledError
 
@@ -10,6 +11,8 @@ import psutil
 import pytest
 
 import shmexec
+from shmexec.memory.host import Host
+from shmexec.runtime import lifecycle
 from tests.contract import calls
 from tests.waiting import wait_until
 
@@ -49,6 +52,46 @@ def test_submitted_calls_still_run(fresh_executor):
     futures = [fresh_executor.submit(calls.add, i, 1) for i in range(50)]
     fresh_executor.shutdown()
     assert [future.result() for future in futures] == list(range(1, 51))
+
+
+@pytest.mark.one_kind
+def test_as_it_ends_it_can_be_looked_at(make_executor, monkeypatch):
+    executor, seen = make_executor(1), []
+    close = Host.close_account
+
+    def close_and_look(*args):
+        close(*args)
+        seen.append((executor.stats().shared_memory_budget, executor.health().state))
+        repr(executor)
+
+    monkeypatch.setattr(Host, "close_account", close_and_look)
+    executor.submit(abs, 1).result()
+    executor.shutdown()
+    assert seen == [(0, "closing")]
+    assert executor.stats().shared_memory_budget == 0
+
+
+@pytest.mark.one_kind
+def test_others_come_and_go_as_all_are_looked_at(make_executor):
+    idle = [make_executor(1)._pool for _ in range(20)]
+    over = threading.Event()
+
+    def come_and_go():
+        while not over.is_set():
+            lifecycle.unregister(idle[0])
+            lifecycle.register(idle[0])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(2_000):
+            assert set(idle[1:]) <= set(lifecycle.pools())
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(before)
 
 
 @pytest.mark.every_start
