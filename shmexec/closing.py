@@ -1,8 +1,12 @@
-"""What has a ``close()``, as a context manager."""
+"""What has a ``close()``, as a context manager; and what is closed by a finalizer."""
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -37,3 +41,22 @@ class AsyncClosing(Closing):
         import asyncio
 
         await asyncio.to_thread(self.close)
+
+
+def close_apart(close: Callable[[], object]) -> None:
+    """Have a thread do what a finalizer may not: take a lock, and wait.
+
+    A finalizer may come in the midst of anything, and an interrupt that strikes in one is
+    lost: Python prints it and goes on. So this does not even wait until the thread has
+    begun, as :meth:`threading.Thread.start` does. As the interpreter ends there are no
+    threads any more, and nothing is done: what is left is closed by handlers of its own.
+    """
+    with contextlib.suppress(RuntimeError):
+        _thread.start_new_thread(_begin, (close,))
+
+
+def _begin(close: Callable[[], object]) -> None:
+    # By a real thread, which the interpreter waits for as it ends. Given whether it is a
+    # daemon, it does not ask for the current one, of which threading would make a record.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=close, daemon=False).start()

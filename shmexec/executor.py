@@ -21,12 +21,12 @@ The tour of one array, from ``submit()`` to ``result()``:
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Executor as BaseExecutor
 from contextvars import ContextVar
+from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -39,6 +39,7 @@ from typing import (
 )
 
 from shmexec.calling import Calling
+from shmexec.closing import close_apart
 from shmexec.errors import MemoryWarning
 from shmexec.options import (
     DEFAULT_WORKERS_AT_MOST,
@@ -522,7 +523,7 @@ def _abandon(
     held = list(actors)
     if held:
         # A finalizer takes no lock: this thread may have it.
-        threading.Thread(target=_close_all, args=(held,)).start()
+        close_apart(partial(_close_all, held))
 
 
 def _close_all(actors: list[Actor[Any] | Pipeline[Any, Any]]) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from shmexec.actors import Actor, make_actor
-from shmexec.closing import AsyncClosing, Closing
+from shmexec.closing import AsyncClosing, Closing, close_apart
 from shmexec.errors import SerializationError, SharedMemoryFull
 from shmexec.figures import Stats
 from shmexec.options import WORKERS_AT_MOST, CallOptions, Options, positive_int
@@ -295,8 +295,7 @@ class Results(Closing, Iterator[Out], AsyncIterator[Out]):
     def __del__(self) -> None:
         if not self._over and not sys.is_finalizing():
             # A finalizer takes no lock: this thread may have it.
-            leave = self._conveyor.leave
-            threading.Thread(target=leave, args=(self._stream,)).start()
+            close_apart(partial(self._conveyor.leave, self._stream))
 
 
 class Pipeline(AsyncClosing, Generic[In, Out]):

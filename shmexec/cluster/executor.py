@@ -8,12 +8,14 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor as BaseExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 from distributed import Client
 
 from shmexec.calling import Calling
+from shmexec.closing import close_apart
 from shmexec.cluster import node
 from shmexec.cluster.calls import Calls
 from shmexec.cluster.connecting import can_reach, connect, reaching
@@ -428,8 +430,7 @@ def _abandon(calls: Calls, started: list[LocalCluster], *, own: bool) -> None:
     """The executor was garbage-collected, or the program ends."""
     if threading.main_thread().is_alive():
         # A finalizer waits for nobody; calls that were submitted still run.
-        end = threading.Thread(target=_finish, args=(calls, started, own))
-        end.start()
+        close_apart(partial(_finish, calls, started, own))
     else:
         _leave(calls.client, calls.name, started, own=own)
 

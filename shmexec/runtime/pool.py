@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from shmexec.closing import close_apart
 from shmexec.deadline import now
 from shmexec.errors import SerializationError
 from shmexec.figures import Glimpse, Health, Stats
@@ -352,7 +354,7 @@ class Pool(Attended):
 
     def abandon(self) -> None:
         """The executor was garbage-collected; called in a finalizer."""
-        threading.Thread(target=self.shutdown, kwargs={"wait": False}).start()
+        close_apart(partial(self.shutdown, wait=False))
 
     def after_fork_in_child(self, keep: set[int]) -> None:
         """This process is a copy: the pool is the parent's, and is not to be used."""

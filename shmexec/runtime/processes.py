@@ -30,7 +30,7 @@ from typing import Any
 
 from shmexec import limits
 from shmexec.options import StartMethod
-from shmexec.runtime.server import fork_server, stop_fork_server
+from shmexec.runtime.server import fork_server, interrupts_held_back, stop_fork_server
 from shmexec.worker.main import WorkerMain
 from shmexec.worker.setup import Inherited, WorkerConfig
 
@@ -95,7 +95,8 @@ class _SpawnPopen(_Passing):
             command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=child_data)
             passed = [*self._fds, tracker, child_data, child_ended]
             executable: Any = spawn.get_executable()
-            self.pid = util.spawnv_passfds(executable, command, passed)
+            with interrupts_held_back():
+                self.pid = util.spawnv_passfds(executable, command, passed)
         finally:
             os.close(child_data)
             os.close(child_ended)

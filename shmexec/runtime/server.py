@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -33,16 +35,46 @@ _lock = threading.Lock()
 _server: Any = None
 
 
+@contextlib.contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Have processes that this thread starts begin with SIGINT blocked.
+
+    The terminal, or the notebook, sends Ctrl-C to all of them. One that is still loading
+    modules would end with a traceback; once it ignores that signal, it unblocks it. Not
+    for the main thread: Ctrl-C in here would leave it blocked.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def fork_server() -> Any:
     """The fork server, which may not run yet."""
     global _server
-    from multiprocessing.forkserver import ForkServer
-
     with _lock:
         if _server is None:
-            _server = ForkServer()
+            _server = _make()
             _server.set_forkserver_preload(_PRELOAD)
         return _server
+
+
+def _make() -> Any:
+    from multiprocessing import resource_tracker  # noqa: TID251
+    from multiprocessing.forkserver import ForkServer
+
+    class Server(ForkServer):
+        def ensure_running(self) -> None:
+            # Started first, since it unblocks the signal once it is.
+            resource_tracker.ensure_running()
+            with interrupts_held_back():
+                super().ensure_running()
+
+    return Server()
 
 
 def start_fork_server() -> None:
@@ -50,8 +82,15 @@ def start_fork_server() -> None:
 
     A failure is no error here: the first worker's start will meet it, and report it.
     """
-    with contextlib.suppress(OSError):
-        fork_server().ensure_running()
+
+    def start() -> None:
+        with contextlib.suppress(OSError):
+            fork_server().ensure_running()
+
+    thread = threading.Thread(target=start)
+    with contextlib.suppress(RuntimeError):
+        thread.start()
+        thread.join()  # it only starts a process
 
 
 def stop_fork_server() -> None:

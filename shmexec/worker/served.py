@@ -8,8 +8,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing.popen_forkserver  # noqa: F401  (a worker gets descriptors by it)
+import signal
 
-from shmexec.worker.blas import load_numpy
+# What loads takes as long as a user needs to press Ctrl-C; see runtime.server.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+from shmexec.worker.blas import load_numpy  # noqa: E402
 
 load_numpy()
 

@@ -248,6 +248,26 @@ def test_a_collected_executor_ends_its_workers(start_method, make_executor):
     assert wait_until(lambda: not any(_runs(pid) for pid in pids))
 
 
+def test_a_finalizer_does_not_wait_for_a_thread(start_method, monkeypatch):
+    """An interrupt that comes meanwhile would be lost, and so would the shutdown."""
+    executor = shmexec.Executor(2, start_method)
+    node = executor.actor(calls.Thing)
+    assert node.method().result() == calls.Thing().method()
+    starters, start = [], threading.Thread.start
+
+    def note(thread):
+        starters.append(threading.get_ident())
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", note)
+    before = set(lifecycle.pools())
+    del executor, node
+    gc.collect()
+    assert wait_until(lambda: before.isdisjoint(lifecycle.pools()))
+    assert starters
+    assert threading.get_ident() not in starters
+
+
 # -- the end of the interpreter --------------------------------------------------------
 
 AT_EXIT = """

@@ -128,7 +128,7 @@ CELLS = [
     "for _ in ex.map(slow, range(100), buffersize=4, ordered=False): pass",
     "ex.broadcast(lambda: (print('item', flush=True), time.sleep(100)))",
     "with shmexec.Executor(2) as other: list(other.map(slow, range(20)))",
-    "print('item'); shmexec.Executor(2, initializer=slow, initargs=(0,)).submit(id, 0).result()",
+    "f = shmexec.Executor(2, initializer=time.sleep, initargs=(99,)).submit(id, 0)\nprint('item'); f.result()",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -173,6 +174,34 @@ def test_the_fork_server_dies_when_it_has_just_started_a_worker():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert wait_until(lambda: not runs(done.stdout.strip()))
+
+
+CTRL_C = """
+import os, signal, shmexec, time
+from shmexec.runtime import server
+
+server.start_fork_server()
+pid = server.fork_server()._forkserver_pid
+for _ in range(50):
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.01)
+with shmexec.Executor(1, "forkserver") as executor:
+    assert executor.submit(os.getppid).result(20) == pid
+"""
+
+
+def test_ctrl_c_while_the_fork_server_loads_modules():
+    """It goes to all processes of the terminal, so it may come at any moment."""
+    command = [sys.executable, "-c", CTRL_C]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.every_start
+def test_a_worker_blocks_no_signal(executor):
+    assert (
+        executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result() == set()
+    )
 
 
 def runs(pid):
