@@ -295,6 +295,7 @@ class Results(Closing, Iterator[Out], AsyncIterator[Out]):
     def __del__(self) -> None:
         if not self._over and not sys.is_finalizing():
             # A finalizer takes no lock: this thread may have it.
+            self._stream.forsaken = True
             close_apart(partial(self._conveyor.leave, self._stream))
 
 

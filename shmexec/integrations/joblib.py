@@ -414,13 +414,15 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def _end(self, task: _Task, future: BaseFuture[Any]) -> None:
         with self._lock:
             self._under_way.discard(task)
-            parked = deque(self._parked)
-            self._parked.clear()
-        while parked and self._begin(parked.popleft()):
+        # What cannot begin yet is parked again. One at a time: those that ended meanwhile
+        # see all the others.
+        while (parked := self._next_parked()) is not None and self._begin(parked):
             pass
-        with self._lock:
-            self._parked.extendleft(reversed(parked))
         task.end(future)
+
+    def _next_parked(self) -> _Task | None:
+        with self._lock:
+            return self._parked.popleft() if self._parked else None
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """Stop this ``Parallel``'s tasks, also those that run; the pool goes on."""

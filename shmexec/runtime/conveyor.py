@@ -83,10 +83,12 @@ class Reading(Stream):
     Attributes:
         came: What was delivered and not yet taken.
         has_end: Whether its end has entered.
+        forsaken: Whether its iterator is gone: whoever can is to :meth:`Conveyor.leave`.
     """
 
     came: Entry | None = None
     has_end: bool = False
+    forsaken: bool = False
 
 
 class Conveyor:
@@ -324,6 +326,9 @@ class Conveyor:
         Raises:
             RuntimeError: If there is one already.
         """
+        active = self.active
+        if active is not None and active.forsaken:
+            self.leave(active)  # the finalizer's thread is about to
         with self.lock:
             self.check_open()
             if self.active is not None:

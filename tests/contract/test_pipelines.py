@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import shmexec
+from shmexec import pipelines
 from tests.contract import stages
 from tests.waiting import wait_until
 
@@ -457,6 +458,13 @@ def test_a_pipeline_that_is_dropped(executor):
     future = pipe.submit(3)
     del pipe, results
     assert future.result() == 3
+
+
+def test_the_next_map_needs_not_wait_for_what_a_finalizer_began(executor, monkeypatch):
+    monkeypatch.setattr(pipelines, "close_apart", lambda _close: None)
+    with executor.pipeline(stages.same, stages.Keeps) as pipe:
+        assert next(pipe.map([1, 2])) == 1
+        assert next(pipe.map([3, 4])) == 3
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
