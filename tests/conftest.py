@@ -33,6 +33,9 @@ from tests.waiting import APART, LONG, shm_names, wait_until
 
 KINDS = ("memfd", "posix")
 
+USUAL = "not stress and not browser"
+"""The tests that ``pytest`` alone chooses from, by its options in ``pyproject.toml``."""
+
 # Property tests say how many examples are thorough, and take a share of them (see
 # `tests.examples`): all with --hypothesis-profile=thorough.
 hypothesis.settings.register_profile("quick", max_examples=40, deadline=None)
@@ -262,6 +265,25 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "one_kind: stands on what other tests show for each kind of executor",
     )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave the slow ones out, unless the command line says which tests it wants."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if not everything or config.option.keyword or config.option.markexpr != USUAL:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_collection_finish() -> None:
+    # What the tests' modules imported stays: collections need not look at it each time,
+    # and some tests have many of them.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

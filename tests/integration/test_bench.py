@@ -13,6 +13,8 @@ from shmexec.cli import main
 from shmexec.comparing import fresh, systems
 from shmexec.comparing.sampling import Sample
 
+pytestmark = pytest.mark.slow
+
 SECONDS = {
     "limit": [1e-5, 2e-5],
     "shmexec": [2e-5, 4e-5],

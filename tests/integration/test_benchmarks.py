@@ -13,6 +13,8 @@ import pytest
 
 from shmexec.comparing.caller import Caller
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -26,6 +26,8 @@ from tests.integration import faults
 from tests.integration.test_limits import may_mount
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 
 

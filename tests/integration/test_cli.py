@@ -16,6 +16,8 @@ import shmexec
 from shmexec.cli import main
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 MODEL = """
 import os
 import signal

@@ -20,6 +20,8 @@ from tests.integration import clustering
 from tests.integration.programs import ROOT, session
 from tests.waiting import LONG, wait_until
 
+pytestmark = pytest.mark.slow
+
 CHECKS = sorted(name for name in vars(clustering) if name.startswith("check_"))
 
 

@@ -16,6 +16,8 @@ import pytest
 import shmexec
 from tests.contract import calls
 
+pytestmark = pytest.mark.slow
+
 N = 100_000
 TOLERANCE = 0.1
 """Pickles, and parts under 32 KiB, are counted where they go through a block."""

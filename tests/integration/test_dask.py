@@ -18,6 +18,8 @@ da = pytest.importorskip("dask.array")
 dd = pytest.importorskip("dask.dataframe")
 db = pytest.importorskip("dask.bag")
 integration = pytest.importorskip("shmexec.integrations.dask")
+
+pytestmark = pytest.mark.slow
 by_reference = integration.by_reference
 
 SMALL = 100_000

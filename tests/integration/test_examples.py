@@ -22,6 +22,8 @@ import pytest
 
 import shmexec
 
+pytestmark = pytest.mark.slow
+
 ALSO = (
     "shmexec.executor.OptionsView",
     "shmexec.pipelines.Results",

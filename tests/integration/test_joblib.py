@@ -19,6 +19,8 @@ from shmexec.integrations import joblib as backend
 from shmexec.integrations.once import SharedOnce
 from tests.integration import joblib_suite, joblib_tasks as tasks
 
+pytestmark = pytest.mark.slow
+
 MANY = 1 << 20
 """Bytes; the default of ``max_nbytes``."""
 

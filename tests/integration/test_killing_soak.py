@@ -12,6 +12,8 @@ import pytest
 import shmexec
 from tests.contract import calls
 
+pytestmark = pytest.mark.slow
+
 
 def doubled(x):
     """Of a number or an array."""

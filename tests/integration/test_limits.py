@@ -24,6 +24,8 @@ from shmexec.runtime import processes, workers
 from shmexec.worker.setup import PassedDescriptor
 from tests.waiting import LONG, shm_names, wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 METHODS = ["fork", "forkserver", "spawn"]
 KINDS = ["memfd", "posix"]

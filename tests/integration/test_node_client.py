@@ -17,6 +17,8 @@ import pytest
 
 from tests.waiting import LONG
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).parent / "node_client"
 
 

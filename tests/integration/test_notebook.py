@@ -21,6 +21,8 @@ from tests.waiting import APART
 pytest.importorskip("jupyter_client")
 pytest.importorskip("ipykernel")
 
+pytestmark = pytest.mark.slow
+
 BEGIN = """
 import asyncio, logging, os, time
 import numpy as np

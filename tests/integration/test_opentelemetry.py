@@ -23,6 +23,8 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from tests.integration import tracing
 
+pytestmark = pytest.mark.slow
+
 WAYS = [
     "exporter",
     "start",

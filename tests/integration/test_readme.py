@@ -11,6 +11,8 @@ import pytest
 from tests.integration import readme
 from tests.waiting import LONG
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parents[2] / "README.md"
 
 

@@ -12,6 +12,8 @@ from benchmarks.breakable import POOLS, NeverCame, Pool
 from benchmarks.reliability import Figures, failed, main, table
 from shmexec.comparing.systems import SYSTEMS
 
+pytestmark = pytest.mark.slow
+
 STORM = {
     "faults": 4,
     "calls": 20,

@@ -28,6 +28,8 @@ from shmexec.cli.serving.session import IN_FLIGHT
 from tests.integration.serving import MODEL, Server, SocketTalk
 from tests.waiting import LONG, wait_until
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = {
     "emoji": "\U0001f600\U0001f1e9\U0001f1ea",
     "漢字": "مرحبا",

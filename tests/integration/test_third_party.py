@@ -10,6 +10,8 @@ import scipy.sparse
 import shmexec
 from tests.contract import calls
 
+pytestmark = pytest.mark.slow
+
 N = 100_000
 SMALL = 20_000
 """What a pickle, and parts under 32 KiB, may take beside the large buffers."""

@@ -29,9 +29,10 @@ from shmexec.runtime import leading, lifecycle, presence
 from tests.integration.programs import start
 from tests.waiting import LONG, wait_until
 
-pytestmark = pytest.mark.skipif(
-    not presence.possible(), reason="abstract sockets are Linux's"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not presence.possible(), reason="abstract sockets are Linux's"),
+]
 
 PROGRAM = """
 import os, signal, sys

@@ -12,6 +12,8 @@ import scipy.optimize
 
 import shmexec
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "users"
 BEFORE = "from concurrent.futures import ThreadPoolExecutor as Executor\n"
 AFTER = "from shmexec import Executor\n"
