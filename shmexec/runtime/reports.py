@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import warnings
@@ -101,12 +102,20 @@ def broken(options: Options, reasons: tuple[str, ...]) -> PoolBroken:
 
 
 def _once(reasons: tuple[str, ...]) -> list[str]:
-    """Each reason, with how often it came if that was more than once."""
-    counts = Counter(reasons)
+    """Each reason, with how often it came if that was more than once.
+
+    Of those that differ in numbers alone, such as how much is in use, it is the last one.
+    """
+    counts = Counter(map(_but_for_numbers, reasons))
+    last = {_but_for_numbers(text): text for text in reasons}
     return [
-        text if count == 1 else f"{text} ({count} times)"
-        for text, count in counts.items()
+        text if counts[kind] == 1 else f"{text} ({counts[kind]} times)"
+        for kind, text in last.items()
     ]
+
+
+def _but_for_numbers(text: str) -> str:
+    return re.sub(r"\d+", "0", text)
 
 
 def interrupted(options: Options, error: BaseException) -> PoolBroken:

@@ -13,6 +13,8 @@ from shmexec.memory.files import in_file
 from tests.contract import calls
 from tests.integration import faults
 
+pytestmark = pytest.mark.slow
+
 VALUES = np.arange(120_000.0).reshape(-1, 4)
 
 

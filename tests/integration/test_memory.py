@@ -20,6 +20,8 @@ from tests.contract import calls
 from tests.integration import faults
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 MB = 1 << 20
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.integration.programs import end, run, session, start
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 GONE_WITHIN = 2.0
 """Seconds after an abnormal end."""
 

@@ -329,7 +329,10 @@ class Sampler:
         pool, host = self._pool, self._pool.host
         assert wait_until(lambda: not self.leases()), self.leases()
         handles = list(pool._workers.values())
-        descriptors = len(os.listdir("/proc/self/fd"))
+        # A worker that was stopped is being collected, and another may start meanwhile:
+        # what is still there after a while was left.
+        most = max(self.series.get("descriptors", (1 << 30,)))
+        wait_until(lambda: descriptors_beside(pool) <= most, 3)
         private = [monitor.private_bytes(handle.process.pid) for handle in handles]
         arenas = [handle.arena.segment for handle in handles]
         self._note("private", monitor.private_bytes(os.getpid()))
@@ -337,7 +340,7 @@ class Sampler:
         self._note("arena", _pages(host.arena.segment))
         self._note("arenas of workers", sum(map(_pages, arenas)))
         self._note("threads", threading.active_count())
-        self._note("descriptors", descriptors - len(handles) * 12)
+        self._note("descriptors", descriptors_beside(pool))
         self._note("objects", len(gc.get_objects()))
         self._note("arenas", len(host._workers) - len(handles))
 
@@ -360,6 +363,11 @@ class Sampler:
         values = self.series[name]
         half = len(values) // 2
         return max(values[half:]) - max(values[:half])
+
+
+def descriptors_beside(pool):
+    """How many there are but for those of its workers."""
+    return len(os.listdir("/proc/self/fd")) - 12 * len(pool._workers)
 
 
 def _pages(segment):
