@@ -415,12 +415,8 @@ def test_a_few_of_joblibs_own(tmp_path):
     assert done.returncode == 0
 
 
-# Many workers are started for these.
-BUT = "not (race_condition and 12) and not (initializer and 4)"
-
-
 @pytest.mark.stress
-@pytest.mark.parametrize("part", range(0, 12, 3))  # all: joblib_suite, by hand
+@pytest.mark.parametrize("part", range(6))
 def test_joblibs_own(tmp_path, part):
-    done = joblib_suite.run(tmp_path, "-q", "-k", BUT, part=(part, 12))
+    done = joblib_suite.run(tmp_path, "-q", part=(part, 6))
     assert done.returncode == 0
