@@ -231,6 +231,7 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._lock = threading.Lock()
         self._under_way: set[_Task] = set()
         self._parked: deque[_Task] = deque()
+        self._resuming = threading.local()  # whether this thread does
         self.reset_batch_stats()
 
     def __reduce__(self) -> Any:
@@ -414,11 +415,22 @@ class ShmexecBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     def _end(self, task: _Task, future: BaseFuture[Any]) -> None:
         with self._lock:
             self._under_way.discard(task)
-        # What cannot begin yet is parked again. One at a time: those that ended meanwhile
-        # see all the others.
+        # A task may end as it begins: then the loop that began it goes on with the others.
+        if not getattr(self._resuming, "here", False):
+            self._resuming.here = True
+            try:
+                self._resume()
+            finally:
+                self._resuming.here = False
+        task.end(future)
+
+    def _resume(self) -> None:
+        """Begin what is parked, as far as there is room; the rest is parked again.
+
+        One at a time, so that those that end meanwhile see all the others.
+        """
         while (parked := self._next_parked()) is not None and self._begin(parked):
             pass
-        task.end(future)
 
     def _next_parked(self) -> _Task | None:
         with self._lock:

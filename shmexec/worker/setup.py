@@ -118,12 +118,11 @@ def _change_environment(wanted: Mapping[str, str]) -> None:
 
 
 def _signals(config: WorkerConfig, is_running: Callable[[], bool]) -> None:
-    # The terminal sends Ctrl-C to all processes; what it means is the parent's call.
+    # The terminal sends Ctrl-C to all processes; what it means is the parent's call. It
+    # is blocked until here: see runtime.server.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, {signal.SIGINT}
-        )  # see runtime.server
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     stacks.prepare(config.fault_log.number, is_running)
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
